@@ -1,0 +1,1 @@
+//! stack.yaml: defaults, secrets, JSON Schema and errors that point at the line.

@@ -1,0 +1,28 @@
+//! The one model of a Matrix homeserver stack, from which everything else is derived.
+//!
+//! What a person writes becomes a [`Stack`]; [`plan()`] turns it into a [`Topology`] (which Synapse
+//! processes exist, what each of them does and where it listens) or into a list of [`Problem`]s.
+//! No `Topology` can exist that Synapse would misbehave under. This crate does no I/O.
+
+mod compare;
+mod layout;
+mod plan;
+mod preset;
+mod problem;
+mod role;
+mod sizing;
+mod stack;
+mod topology;
+
+pub use compare::{Action, Comparison, InstanceChange, compare};
+pub use layout::{Layout, SecretPath, SecretPaths};
+pub use plan::{plan, reserved_connections};
+pub use preset::{Preset, preset_groups};
+pub use problem::{Problem, Problems};
+pub use role::{Balance, Kind, ROLES, Role, RoleSpec, Shard, Stream, UnknownRole, roles_table_markdown};
+pub use sizing::{Estimate, Machine, Recommendation, UserLoad, choose_preset, estimate, recommend};
+pub use stack::{
+    Caches, Database, Federation, Hosts, Listen, MAX_WORKERS_PER_GROUP, InvalidServerName, Media, Network, OWNED_SYNAPSE_OPTIONS, Pool,
+    Postgres, Redis, RedisServer, Registration, SecretSource, Secrets, ServerName, Stack, Synapse, Tcp, WellKnown, WorkerGroup,
+};
+pub use topology::{Address, App, Group, Instance, Topology, Violation};

@@ -1,0 +1,1 @@
+//! A topology as the files that other programs read.

@@ -1,0 +1,1 @@
+//! The data plane: requests to the Synapse process that can serve them.

@@ -1,0 +1,1 @@
+//! Synapse's endpoint tables per version, routing policy and the matcher.

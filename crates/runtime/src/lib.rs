@@ -1,0 +1,1 @@
+//! Install, start, supervise and stop a stack on this machine.
