@@ -67,7 +67,9 @@ pub struct Comparison {
 impl Comparison {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.fields.is_empty() && !self.router && self.changes.iter().all(|change| change.action == Action::Keep)
+        self.fields.is_empty()
+            && !self.router
+            && self.changes.iter().all(|change| change.action == Action::Keep)
     }
 }
 
@@ -129,7 +131,9 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
         } else {
             [Action::StopTogether, Action::Restart, Action::Roll]
                 .into_iter()
-                .find_map(|action| because.remove(&(instance.name.as_str(), action)).map(|fields| (action, fields)))
+                .find_map(|action| {
+                    because.remove(&(instance.name.as_str(), action)).map(|fields| (action, fields))
+                })
                 .unwrap_or((Action::Keep, BTreeSet::new()))
         };
         changes.push(InstanceChange {
@@ -146,7 +150,9 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
         });
     }
     let router = router_view(old) != router_view(new)
-        || fields.iter().any(|f| ["listen", "well_known", "federation", "public_base_url", "media"].contains(&section(f)));
+        || fields.iter().any(|f| {
+            ["listen", "well_known", "federation", "public_base_url", "media"].contains(&section(f))
+        });
     let refused = fields
         .iter()
         .filter(|field| *field == "server_name")
@@ -156,12 +162,17 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
 }
 
 /// Every list of processes that all must agree on: whose it is, who was on it, who will be.
-fn shared_lists<'a>(old: &'a Topology, new: &'a Topology) -> Vec<(Role, Vec<&'a Instance>, Vec<&'a Instance>)> {
-    let streams =
-        Stream::ALL.into_iter().map(|s| (s.role(), old.writers(s).collect::<Vec<_>>(), new.writers(s).collect::<Vec<_>>()));
-    let others = [Role::Pusher, Role::FederationSender, Role::Background, Role::UserDir, Role::MediaBackground]
+fn shared_lists<'a>(
+    old: &'a Topology,
+    new: &'a Topology,
+) -> Vec<(Role, Vec<&'a Instance>, Vec<&'a Instance>)> {
+    let streams = Stream::ALL
         .into_iter()
-        .map(|role| (role, old.serving(role).1, new.serving(role).1));
+        .map(|s| (s.role(), old.writers(s).collect::<Vec<_>>(), new.writers(s).collect::<Vec<_>>()));
+    let others =
+        [Role::Pusher, Role::FederationSender, Role::Background, Role::UserDir, Role::MediaBackground]
+            .into_iter()
+            .map(|role| (role, old.serving(role).1, new.serving(role).1));
     streams.chain(others).collect()
 }
 
@@ -176,7 +187,8 @@ fn fields_behind(old: &Topology, new: &Topology, role: Role) -> BTreeSet<String>
         .flat_map(|t| t.groups().iter().filter(|g| g.roles.contains(&role) || stands_in(role, g)))
         .map(|g| g.name.as_str())
         .collect();
-    let found: BTreeSet<String> = carriers.into_iter().flat_map(|group| group_fields(old, new, group)).collect();
+    let found: BTreeSet<String> =
+        carriers.into_iter().flat_map(|group| group_fields(old, new, group)).collect();
     if found.is_empty() { BTreeSet::from(["workers".to_owned()]) } else { found }
 }
 
@@ -216,7 +228,9 @@ fn group_fields(old: &Topology, new: &Topology, name: &str) -> BTreeSet<String> 
 /// What changes for one process by its own options.
 fn own_changes(before: &Instance, after: &Instance) -> Vec<(String, Action)> {
     let group = &after.group;
-    let field = |name: &str| if group == "main" { format!("database.{name}") } else { format!("workers.{group}.{name}") };
+    let field = |name: &str| {
+        if group == "main" { format!("database.{name}") } else { format!("workers.{group}.{name}") }
+    };
     let mut found = Vec::new();
     if before.roles != after.roles {
         found.push((field("roles"), Action::Restart));
@@ -230,7 +244,9 @@ fn own_changes(before: &Instance, after: &Instance) -> Vec<(String, Action)> {
     if before.extra != after.extra {
         found.push((field("extra"), Action::Roll));
     }
-    if (before.enable_media_repo, before.app) != (after.enable_media_repo, after.app) && before.roles == after.roles {
+    if (before.enable_media_repo, before.app) != (after.enable_media_repo, after.app)
+        && before.roles == after.roles
+    {
         found.push(("workers".to_owned(), Action::Restart));
     }
     if (&before.client, &before.private) != (&after.client, &after.private) && before.roles == after.roles {
@@ -281,7 +297,12 @@ fn differing(path: &str, old: &Value, new: &Value, fields: &mut Vec<String>) {
             let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
             for key in keys {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                differing(&path, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), fields);
+                differing(
+                    &path,
+                    a.get(key).unwrap_or(&Value::Null),
+                    b.get(key).unwrap_or(&Value::Null),
+                    fields,
+                );
             }
         }
         _ => fields.push(path.to_owned()),

@@ -82,7 +82,10 @@ impl Layout {
             signing_key: place(&secrets.signing_key, "signing.key"),
             macaroon_secret_key: place(&secrets.macaroon_secret_key, "macaroon_secret_key"),
             form_secret: place(&secrets.form_secret, "form_secret"),
-            registration_shared_secret: place(&secrets.registration_shared_secret, "registration_shared_secret"),
+            registration_shared_secret: place(
+                &secrets.registration_shared_secret,
+                "registration_shared_secret",
+            ),
             worker_replication_secret: place(&secrets.worker_replication_secret, "worker_replication_secret"),
             database_password: place(&secrets.database_password, "database_password"),
             redis_password: secrets.redis_password.as_ref().map(|source| source.file.clone()),

@@ -6,8 +6,8 @@ use std::path::Path;
 use indexmap::IndexMap;
 
 use crate::{
-    Address, App, Group, Instance, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS, Pool, Preset, Problem, Problems,
-    ROLES, Role, Stack, Stream, Topology, WorkerGroup, preset_groups,
+    Address, App, Group, Instance, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS, Pool, Preset,
+    Problem, Problems, ROLES, Role, Stack, Stream, Topology, WorkerGroup, preset_groups,
 };
 
 /// The longest path that fits a unix socket's address (`sun_path` has 108 bytes, one of them the final NUL). Twisted
@@ -73,9 +73,9 @@ fn assemble_groups(stack: &Stack, preset: Preset, problems: &mut Vec<Problem>) -
             problems.push(Problem::BadGroupName { group: name.clone() });
             continue;
         }
-        let entry = wanted.entry(name.clone()).or_insert_with(|| {
-            (Role::from_name(name).into_iter().collect(), 1, WorkerGroup::default())
-        });
+        let entry = wanted
+            .entry(name.clone())
+            .or_insert_with(|| (Role::from_name(name).into_iter().collect(), 1, WorkerGroup::default()));
         if let Some(roles) = &group.roles {
             entry.0.clone_from(roles);
         }
@@ -226,7 +226,7 @@ fn assemble_instances(
                 && !carried(Role::QuarantinedMediaChanges)
                 && group.roles.contains(&Role::MediaRepository)
         }
-        None => !carried(stream.role()) && !(stream == Stream::QuarantinedMediaChanges && media_exists),
+        None => !(carried(stream.role()) || (stream == Stream::QuarantinedMediaChanges && media_exists)),
     };
     let mut make = |name: String, group: Option<&Group>| {
         let roles = group.map_or_else(|| vec![Role::Main], |group| group.roles.clone());
@@ -272,7 +272,8 @@ fn check_ports(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem
             problems.push(Problem::PortsExhausted { processes: instances.len(), base_port: tcp.base_port });
         }
         Network::Unix => {
-            let longest = instances.iter().map(|instance| &instance.private).max_by_key(|a| a.to_string().len());
+            let longest =
+                instances.iter().map(|instance| &instance.private).max_by_key(|a| a.to_string().len());
             if let Some(Address::Unix { path }) = longest {
                 let length = path.as_os_str().len();
                 if length > MAX_SOCKET_PATH {
@@ -285,7 +286,8 @@ fn check_ports(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem
 }
 
 fn check_listen(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) {
-    let own = [("listen.address", Some(&stack.listen.address)), ("listen.metrics", stack.listen.metrics.as_ref())];
+    let own =
+        [("listen.address", Some(&stack.listen.address)), ("listen.metrics", stack.listen.metrics.as_ref())];
     let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
     for (field, text) in own {
         let Some(text) = text else { continue };
@@ -310,7 +312,9 @@ fn check_listen(stack: &Stack, instances: &[Instance], problems: &mut Vec<Proble
         for address in instance.client.iter().chain([&instance.private]) {
             let Address::Tcp { host, port } = address else { continue };
             let Ok(ip) = host.parse() else { continue };
-            if let Some((field, _)) = taken.iter().find(|(_, other)| overlap(*other, SocketAddr::new(ip, *port))) {
+            if let Some((field, _)) =
+                taken.iter().find(|(_, other)| overlap(*other, SocketAddr::new(ip, *port)))
+            {
                 problems.push(Problem::AddressTwice {
                     first: (*field).to_owned(),
                     second: instance.name.clone(),
@@ -324,7 +328,9 @@ fn check_listen(stack: &Stack, instances: &[Instance], problems: &mut Vec<Proble
 
 /// Whether two listeners would get in each other's way: the same port on the same address, or on all addresses.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 fn check_connections(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) -> u32 {

@@ -202,16 +202,21 @@ impl Problem {
     pub fn mend(&self) -> String {
         match self {
             Self::ReservedName { .. } => {
-                "give the group another name; options for every process belong under `synapse.extra`".to_owned()
+                "give the group another name; options for every process belong under `synapse.extra`"
+                    .to_owned()
             }
             Self::BadGroupName { .. } => {
                 "use lower-case letters, digits and `_`, a letter first, at most 40 characters".to_owned()
             }
-            Self::NoRoles { .. } => "add `roles: [...]`, or call the group like the one role that it should have".to_owned(),
+            Self::NoRoles { .. } => {
+                "add `roles: [...]`, or call the group like the one role that it should have".to_owned()
+            }
             Self::MainAsRole { .. } => "remove `main` from `roles`".to_owned(),
             Self::RoleTwice { role, .. } => format!("remove one `{role}`"),
             Self::TooMany { role, groups, .. } if groups.len() > 1 => {
-                format!("leave `{role}` in one of these groups, with `count: 1`; `count: 0` removes a group of the preset")
+                format!(
+                    "leave `{role}` in one of these groups, with `count: 1`; `count: 0` removes a group of the preset"
+                )
             }
             Self::TooMany { role, .. } => match role.stream() {
                 Some(stream) => format!("set `count: 1`: Synapse allows one writer of the stream `{stream}`"),
@@ -224,14 +229,21 @@ impl Problem {
             Self::NoMediaServer { .. } => {
                 "add a group with the role `media_repository`, or give that role to this group too".to_owned()
             }
-            Self::MediaNotShared { .. } => "mount the same storage on every host at `media.store_path` and set \
+            Self::MediaNotShared { .. } => {
+                "mount the same storage on every host at `media.store_path` and set \
                  `media.shared_storage: true`, or run one media process"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::TooManyConnections { needed, processes, max, reserved, .. } => {
-                let fits = max.saturating_sub(*reserved) / u32::try_from(*processes).unwrap_or(u32::MAX).max(1);
+                let fits =
+                    max.saturating_sub(*reserved) / u32::try_from(*processes).unwrap_or(u32::MAX).max(1);
                 format!(
                     "raise `max_connections` of the server and here to at least {needed}{}",
-                    if fits >= 1 { format!(", or lower `database.pool.max` to {fits}") } else { ", or run fewer workers".to_owned() }
+                    if fits >= 1 {
+                        format!(", or lower `database.pool.max` to {fits}")
+                    } else {
+                        ", or run fewer workers".to_owned()
+                    }
                 )
             }
             Self::PoolUpsideDown { .. } => "make `min` at most `max`".to_owned(),
@@ -239,11 +251,17 @@ impl Problem {
             Self::PortsExhausted { processes, .. } => {
                 format!("set a `base_port` of at most {}", 65535usize.saturating_sub(2 * processes - 1))
             }
-            Self::SocketPathTooLong { .. } => "use a shorter `data_dir`, or set `network: {tcp: {}}`".to_owned(),
+            Self::SocketPathTooLong { .. } => {
+                "use a shorter `data_dir`, or set `network: {tcp: {}}`".to_owned()
+            }
             Self::OwnedOption { mend, .. } => (*mend).to_owned(),
             Self::UploadSize { .. } => "write a number with K, M or G, such as `50M`".to_owned(),
-            Self::BadAddress { .. } => "write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`".to_owned(),
-            Self::Broken(_) => "please report this with your stack.yaml; meanwhile use a preset without changes".to_owned(),
+            Self::BadAddress { .. } => {
+                "write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`".to_owned()
+            }
+            Self::Broken(_) => {
+                "please report this with your stack.yaml; meanwhile use a preset without changes".to_owned()
+            }
         }
     }
 }

@@ -165,10 +165,7 @@ impl Stream {
 
     /// The role whose instances write this stream.
     pub fn role(self) -> Role {
-        ROLES
-            .iter()
-            .find(|spec| spec.kind == Kind::StreamWriter(self))
-            .map_or(Role::Main, |spec| spec.role)
+        ROLES.iter().find(|spec| spec.kind == Kind::StreamWriter(self)).map_or(Role::Main, |spec| spec.role)
     }
 }
 
@@ -245,7 +242,14 @@ pub const ROLES: [RoleSpec; 23] = [
     },
     writer(Role::Typing, "typing", Stream::Typing, false, Balance::None, "typing notifications"),
     writer(Role::ToDevice, "to_device", Stream::ToDevice, false, Balance::None, "to-device messages"),
-    writer(Role::AccountData, "account_data", Stream::AccountData, false, Balance::None, "account data and tags"),
+    writer(
+        Role::AccountData,
+        "account_data",
+        Stream::AccountData,
+        false,
+        Balance::None,
+        "account data and tags",
+    ),
     writer(Role::Presence, "presence", Stream::Presence, false, Balance::None, "presence"),
     writer(Role::PushRules, "push_rules", Stream::PushRules, false, Balance::None, "push rules"),
     writer(Role::Receipts, "receipts", Stream::Receipts, true, Balance::RoundRobin, "read receipts"),
@@ -304,8 +308,24 @@ pub const ROLES: [RoleSpec; 23] = [
         fallback: &[Role::MediaRepository, Role::QuarantinedMediaChanges, Role::Main],
         summary: "the media repository's background jobs",
     },
-    generic(Role::Room, "room", true, Balance::HashRoom, true, &[Role::ClientReader, Role::Main], "requests about one room"),
-    generic(Role::Sync, "sync", true, Balance::HashUser, true, &[Role::InitialSync, Role::Main], "incremental sync"),
+    generic(
+        Role::Room,
+        "room",
+        true,
+        Balance::HashRoom,
+        true,
+        &[Role::ClientReader, Role::Main],
+        "requests about one room",
+    ),
+    generic(
+        Role::Sync,
+        "sync",
+        true,
+        Balance::HashUser,
+        true,
+        &[Role::InitialSync, Role::Main],
+        "incremental sync",
+    ),
     generic(
         Role::InitialSync,
         "initial_sync",
@@ -360,7 +380,15 @@ pub const ROLES: [RoleSpec; 23] = [
         &[Role::Main],
         "background tasks and application services",
     ),
-    generic(Role::Pusher, "pusher", true, Balance::BySynapse(Shard::User), false, &[Role::Main], "push notifications"),
+    generic(
+        Role::Pusher,
+        "pusher",
+        true,
+        Balance::BySynapse(Shard::User),
+        false,
+        &[Role::Main],
+        "push notifications",
+    ),
     generic(
         Role::FederationSender,
         "federation_sender",

@@ -42,7 +42,8 @@ pub struct Estimate {
 /// What a topology needs.
 pub fn estimate(topology: &Topology) -> Estimate {
     let processes = u32::try_from(topology.instances().len()).unwrap_or(u32::MAX);
-    let connections = topology.instances().iter().map(|i| u32::from(i.pool.max)).sum::<u32>() + reserved_connections();
+    let connections =
+        topology.instances().iter().map(|i| u32::from(i.pool.max)).sum::<u32>() + reserved_connections();
     estimate_for(processes, connections)
 }
 
@@ -137,8 +138,15 @@ pub fn recommend(users: u32) -> Recommendation {
     let mut counts = Vec::new();
     if preset == Preset::Full {
         // Shares of the whole work, by how many cores a group should be able to fill.
-        for (group, share) in [("sync", 4), ("room", 6), ("event_persister", 6), ("client_reader", 8), ("federation_reader", 10)] {
-            let count = u16::try_from(cores.div_ceil(share)).unwrap_or(u16::MAX).min(crate::MAX_WORKERS_PER_GROUP);
+        for (group, share) in [
+            ("sync", 4),
+            ("room", 6),
+            ("event_persister", 6),
+            ("client_reader", 8),
+            ("federation_reader", 10),
+        ] {
+            let count =
+                u16::try_from(cores.div_ceil(share)).unwrap_or(u16::MAX).min(crate::MAX_WORKERS_PER_GROUP);
             if count > 2 {
                 counts.push((group.to_owned(), count));
             }

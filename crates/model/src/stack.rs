@@ -101,7 +101,10 @@ impl Stack {
     pub fn base_url(&self) -> String {
         match &self.public_base_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("http://{}", self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost")),
+            None => format!(
+                "http://{}",
+                self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost")
+            ),
         }
     }
 }
@@ -134,7 +137,9 @@ impl JsonSchema for ServerName {
 
 /// The text is not a Matrix server name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a Matrix server name: use a domain such as `example.org`, in lower case, without `https://` or a path")]
+#[error(
+    "`{0}` is not a Matrix server name: use a domain such as `example.org`, in lower case, without `https://` or a path"
+)]
 pub struct InvalidServerName(String);
 
 impl TryFrom<String> for ServerName {
@@ -147,9 +152,12 @@ impl TryFrom<String> for ServerName {
         };
         let host_ok = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'),
+            None => {
+                !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+            }
         };
-        let port_ok = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+        let port_ok =
+            port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
         // Synapse refuses upper case; 230 leaves room for a localpart in 255 bytes of user ID.
         if host_ok && port_ok && text.len() <= 230 && !text.bytes().any(|b| b.is_ascii_uppercase()) {
             Ok(Self(text))
@@ -223,7 +231,12 @@ pub struct Listen {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { address: "127.0.0.1:8008".to_owned(), metrics: None, admin_api: false, trust_forwarded_for: false }
+        Self {
+            address: "127.0.0.1:8008".to_owned(),
+            metrics: None,
+            admin_api: false,
+            trust_forwarded_for: false,
+        }
     }
 }
 
@@ -412,7 +425,12 @@ pub struct Media {
 
 impl Default for Media {
     fn default() -> Self {
-        Self { max_upload_size: "50M".to_owned(), store_path: None, shared_storage: false, url_previews: false }
+        Self {
+            max_upload_size: "50M".to_owned(),
+            store_path: None,
+            shared_storage: false,
+            url_previews: false,
+        }
     }
 }
 
@@ -565,10 +583,27 @@ mod tests {
 
     #[test]
     fn server_names_are_those_of_the_specification() {
-        for good in ["example.org", "matrix.example.org:8448", "localhost", "1.2.3.4:1234", "[1234:5678::abcd]:5678", "a-b.c"] {
+        for good in [
+            "example.org",
+            "matrix.example.org:8448",
+            "localhost",
+            "1.2.3.4:1234",
+            "[1234:5678::abcd]:5678",
+            "a-b.c",
+        ] {
             assert!(ServerName::try_from(good.to_owned()).is_ok(), "{good}");
         }
-        for bad in ["", "https://example.org", "example.org/", "Example.org", "a b", "a:99999", "[::g]", "a:", "@a:b:c"] {
+        for bad in [
+            "",
+            "https://example.org",
+            "example.org/",
+            "Example.org",
+            "a b",
+            "a:99999",
+            "[::g]",
+            "a:",
+            "@a:b:c",
+        ] {
             assert!(ServerName::try_from(bad.to_owned()).is_err(), "{bad}");
         }
         assert!(ServerName::try_from("a".repeat(231)).is_err());
@@ -576,7 +611,8 @@ mod tests {
 
     #[test]
     fn upload_sizes_have_units() {
-        let size = |text: &str| Media { max_upload_size: text.to_owned(), ..Media::default() }.max_upload_bytes();
+        let size =
+            |text: &str| Media { max_upload_size: text.to_owned(), ..Media::default() }.max_upload_bytes();
         assert_eq!(size("50M"), 50 << 20);
         assert_eq!(size("10"), 10);
         assert_eq!(size("2G"), 2 << 30);

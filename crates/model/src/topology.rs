@@ -215,8 +215,8 @@ impl Topology {
         self.check_streams(&mut found);
         self.check_media(&mut found);
         self.check_addresses(&mut found);
-        let needed: u32 = self.instances.iter().map(|i| u32::from(i.pool.max)).sum::<u32>()
-            + crate::reserved_connections();
+        let needed: u32 =
+            self.instances.iter().map(|i| u32::from(i.pool.max)).sum::<u32>() + crate::reserved_connections();
         if needed > self.max_connections {
             found.push(Violation::Connections { needed, allowed: self.max_connections });
         }
@@ -224,12 +224,15 @@ impl Topology {
     }
 
     fn check_instances(&self, found: &mut Vec<Violation>) {
-        let mains = self.instances.iter().filter(|i| i.is_main() || i.name == "main" || i.has(Role::Main)).count();
+        let mains =
+            self.instances.iter().filter(|i| i.is_main() || i.name == "main" || i.has(Role::Main)).count();
         if mains != 1 || !self.instances.first().is_some_and(|i| i.is_main() && i.name == "main") {
             found.push(Violation::Main { count: mains });
         }
         for instance in &self.instances {
-            if instance.name == "master" || self.instances.iter().filter(|i| i.name == instance.name).count() > 1 {
+            if instance.name == "master"
+                || self.instances.iter().filter(|i| i.name == instance.name).count() > 1
+            {
                 found.push(Violation::Name { instance: instance.name.clone() });
             }
             let serves = instance.roles.iter().any(|role| role.spec().serves_http);
