@@ -61,9 +61,14 @@ impl Layout {
         self.sockets().join("postgres")
     }
 
+    /// The directory of Valkey's unix socket, owned by the user that it runs as.
+    pub fn valkey_socket_dir(&self) -> PathBuf {
+        self.sockets().join("valkey")
+    }
+
     /// Valkey's unix socket.
     pub fn valkey_socket(&self) -> PathBuf {
-        self.sockets().join("valkey.sock")
+        self.valkey_socket_dir().join("valkey.sock")
     }
 
     /// The media store: where the stack says, else below the data directory.

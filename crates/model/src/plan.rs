@@ -43,9 +43,8 @@ pub fn plan(stack: &Stack, socket_dir: &Path, default_preset: Preset) -> Result<
     let instances = assemble_instances(stack, &groups, socket_dir, &mut problems);
     check_listen(stack, &instances, &mut problems);
     let max_connections = check_connections(stack, &instances, &mut problems);
-    let media = instances.iter().filter(|i| i.app == App::Media).count();
-    if matches!(stack.network, Network::Hosts(_)) && media > 1 && !stack.media.shared_storage {
-        problems.push(Problem::MediaNotShared { count: media });
+    if matches!(stack.network, Network::Hosts(_)) {
+        check_hosts(stack, &instances, &mut problems);
     }
 
     if problems.is_empty() {
@@ -171,6 +170,14 @@ fn check_extra(stack: &Stack, problems: &mut Vec<Problem>) {
     let scopes = std::iter::once(("synapse.extra".to_owned(), &stack.synapse.extra))
         .chain(stack.workers.iter().map(|(name, group)| (format!("workers.{name}.extra"), &group.extra)));
     for (scope, extra) in scopes {
+        // Synapse's `caches` may hold other things, but this one is the stack's.
+        if extra.get("caches").is_some_and(|caches| caches.get("global_factor").is_some()) {
+            problems.push(Problem::OwnedOption {
+                option: "caches.global_factor".to_owned(),
+                field: format!("{scope}.caches.global_factor"),
+                mend: "set `caches.global_factor`, or `cache_factor` of a group under `workers`",
+            });
+        }
         for option in extra.keys() {
             if let Some((_, mend)) = OWNED_SYNAPSE_OPTIONS.iter().find(|(owned, _)| owned == option) {
                 let field = format!("{scope}.{option}");
@@ -331,6 +338,20 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.port() != 0
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// What processes on several hosts need, which processes on one machine have by themselves.
+fn check_hosts(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) {
+    let media = instances.iter().filter(|i| i.app == App::Media).count();
+    if media > 1 && !stack.media.shared_storage {
+        problems.push(Problem::MediaNotShared { count: media });
+    }
+    if stack.database.external.is_none() {
+        problems.push(Problem::NeedsExternal { server: "PostgreSQL", field: "database.external" });
+    }
+    if stack.redis.external.is_none() {
+        problems.push(Problem::NeedsExternal { server: "Valkey", field: "redis.external" });
+    }
 }
 
 fn check_connections(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) -> u32 {

@@ -153,6 +153,16 @@ pub enum Problem {
         /// What to do instead.
         mend: &'static str,
     },
+    /// Processes on several hosts would have to reach a server that listens on a unix socket of one machine.
+    #[error(
+        "processes on hosts of their own cannot reach the {server} that matrix-stack runs, which has only a unix socket"
+    )]
+    NeedsExternal {
+        /// PostgreSQL or Valkey.
+        server: &'static str,
+        /// The field to set.
+        field: &'static str,
+    },
     /// The largest upload is nothing.
     #[error("`{text}` is not a size that anything could be uploaded with")]
     UploadSize {
@@ -193,7 +203,7 @@ impl Problem {
             Self::PortsExhausted { .. } => "network.tcp.base_port".to_owned(),
             Self::SocketPathTooLong { .. } => "data_dir".to_owned(),
             Self::UploadSize { .. } => "media.max_upload_size".to_owned(),
-            Self::BadAddress { field, .. } => (*field).to_owned(),
+            Self::BadAddress { field, .. } | Self::NeedsExternal { field, .. } => (*field).to_owned(),
             Self::Broken(_) => "workers".to_owned(),
         }
     }
@@ -255,6 +265,7 @@ impl Problem {
                 "use a shorter `data_dir`, or set `network: {tcp: {}}`".to_owned()
             }
             Self::OwnedOption { mend, .. } => (*mend).to_owned(),
+            Self::NeedsExternal { field, .. } => format!("set `{field}` to a server that all hosts reach"),
             Self::UploadSize { .. } => "write a number with K, M or G, such as `50M`".to_owned(),
             Self::BadAddress { .. } => {
                 "write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`".to_owned()

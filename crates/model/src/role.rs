@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// Each role is one row of [`ROLES`]. An instance may carry several roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(
+    description = "A part of a homeserver's work that a process of its own can do. An instance may carry several."
+)]
 pub enum Role {
     /// Synapse's main process: everything that no other role does. There is always exactly one.
     #[schemars(skip)]

@@ -25,15 +25,17 @@ pub struct Stack {
     pub server_name: ServerName,
     /// The URL under which clients reach the homeserver. Default: the address that the router listens on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^https?://[^\s/?#]+/?$"))]
+    #[schemars(regex(pattern = r"^https?://[^\s/?#]+/?$"), example = &"https://matrix.example.org")]
     pub public_base_url: Option<String>,
     /// Which processes to run: `small` (main and two combined workers), `medium` (one or two workers for each kind
     /// of work), `full` (every role its own process), `custom` (main and just what `workers` lists).
     /// Default: the largest that fits this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"medium")]
     pub preset: Option<Preset>,
     /// Worker groups by name: they change the preset's groups of the same name, or add new ones.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(extend("examples" = [{"sync": {"roles": ["sync", "initial_sync"], "count": 2}}]))]
     pub workers: IndexMap<String, WorkerGroup>,
     /// Where the router listens, and what it exposes.
     #[serde(default)]
@@ -44,6 +46,7 @@ pub struct Stack {
     /// The directory that holds this stack's database, media, secrets, logs and sockets.
     /// Default: `/var/lib/matrix-stack/SERVER_NAME` for root, else `~/.local/share/matrix-stack/SERVER_NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/var/lib/matrix-stack/example.org")]
     pub data_dir: Option<PathBuf>,
     /// PostgreSQL, which matrix-stack installs and runs unless a server is given.
     #[serde(default)]
@@ -130,6 +133,7 @@ impl JsonSchema for ServerName {
             "minLength": 1,
             "maxLength": 230,
             "pattern": r"^([0-9a-z.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$",
+            "format": "matrix-server-name",
             "examples": ["example.org"],
         })
     }
@@ -193,20 +197,22 @@ pub struct WorkerGroup {
     /// The roles that each instance carries. Default: those of the preset's group of this name, else the one
     /// role that has the group's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [["sync", "initial_sync"]]))]
     pub roles: Option<Vec<Role>>,
     /// How many instances to run; 0 removes a group of the preset. Default: as the preset says, else 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 64))]
+    #[schemars(range(max = 64), example = 2)]
     pub count: Option<u16>,
     /// Database connections of each instance. Default: `database.pool`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
     /// Factor on the size of each cache of these instances. Default: `caches.global_factor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.01, max = 100.0))]
+    #[schemars(range(min = 0.01, max = 100.0), example = 1.0)]
     pub cache_factor: Option<f64>,
     /// Synapse options for these instances alone, passed through as they are.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(extend("examples" = [{"event_cache_size": "20K"}]))]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -220,7 +226,7 @@ pub struct Listen {
     /// Address and port for Prometheus metrics and the router's own health, on `/metrics` and `/health`.
     /// Default: none; they are then only on the control socket.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$"))]
+    #[schemars(regex(pattern = r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$"), example = &"127.0.0.1:9090")]
     pub metrics: Option<String>,
     /// Whether Synapse's admin API (`/_synapse/admin`) can be reached on the public address. Closed by default.
     pub admin_api: bool,
@@ -321,7 +327,7 @@ pub struct Database {
     /// How many connections the server allows (PostgreSQL's `max_connections`). Default: as many as the stack
     /// needs where matrix-stack runs PostgreSQL, 100 for a server of your own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 10, max = 10000))]
+    #[schemars(range(min = 10, max = 10000), example = 500)]
     pub max_connections: Option<u32>,
     /// Connections of each Synapse process.
     pub pool: Pool,
@@ -332,9 +338,11 @@ pub struct Database {
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
     /// Host name, address, or the directory of the server's unix socket.
+    #[schemars(length(min = 1), example = &"db.example.org")]
     pub host: String,
     /// Port.
     #[serde(default = "default_postgres_port")]
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// User name.
     #[serde(default = "default_synapse")]
@@ -342,9 +350,9 @@ pub struct Postgres {
     /// Database name.
     #[serde(default = "default_synapse")]
     pub database: String,
-    /// `sslmode` as libpq knows it: `disable`, `prefer`, `require`, `verify-ca` or `verify-full`.
+    /// How the connection is secured (libpq's `sslmode`). Default: as libpq does, `prefer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(disable|allow|prefer|require|verify-ca|verify-full)$"))]
+    #[schemars(example = &"verify-full", extend("enum" = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full", null]))]
     pub sslmode: Option<String>,
 }
 
@@ -371,9 +379,11 @@ pub struct Redis {
 #[serde(deny_unknown_fields)]
 pub struct RedisServer {
     /// Host name or address.
+    #[schemars(length(min = 1), example = &"redis.example.org")]
     pub host: String,
     /// Port.
     #[serde(default = "default_redis_port")]
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// The number of the logical database.
     #[serde(default)]
@@ -391,10 +401,12 @@ pub struct Synapse {
     /// The Python interpreter of an environment of your own with `matrix-synapse[postgres,redis]` in it.
     /// Default: matrix-stack installs Synapse.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/opt/synapse/bin/python")]
     pub python: Option<PathBuf>,
     /// Synapse options for every process, passed through as they are. Options that matrix-stack sets itself are
     /// refused.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(extend("examples" = [{"forget_rooms_on_leave": true}]))]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -416,6 +428,7 @@ pub struct Media {
     pub max_upload_size: String,
     /// Where media files lie (Synapse's `media_store_path`). Default: `media` in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/srv/matrix/media")]
     pub store_path: Option<PathBuf>,
     /// Whether all hosts see the same files there. It must be so where media processes run on several hosts.
     pub shared_storage: bool,
@@ -484,9 +497,11 @@ pub struct WellKnown {
     /// Where other servers reach this one: the `m.server` of `/.well-known/matrix/server`, such as
     /// `matrix.example.org:443`. Default: the host and port of `public_base_url`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"matrix.example.org:443")]
     pub server: Option<String>,
     /// Members to add to `/.well-known/matrix/client`, beside `m.homeserver`.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(extend("examples" = [{"m.identity_server": {"base_url": "https://identity.example.org"}}]))]
     pub client: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -522,6 +537,7 @@ pub struct Secrets {
 #[serde(deny_unknown_fields)]
 pub struct SecretSource {
     /// The file that holds it. It must not be readable for others (mode 0600 or 0400).
+    #[schemars(length(min = 1), example = &"/etc/matrix-stack/secret")]
     pub file: PathBuf,
 }
 

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use model::{
-    App, Hosts, Network, Pool, Postgres, Preset, Problem, Role, ServerName, Stack, Stream, Tcp, Topology,
-    WorkerGroup, plan,
+    App, Hosts, Network, Pool, Postgres, Preset, Problem, RedisServer, Role, ServerName, Stack, Stream, Tcp,
+    Topology, WorkerGroup, plan,
 };
 
 fn stack(preset: Preset) -> Stack {
@@ -100,7 +100,10 @@ fn scalable_streams_have_at_least_one_writer_and_may_have_many() {
         let mut stack = stack(Preset::Custom);
         let stream = role.stream().unwrap();
         let topology = planned(&stack).unwrap();
-        assert_eq!(topology.writers(stream).map(model::Instance::writer_name).collect::<Vec<_>>(), ["master"]);
+        assert_eq!(
+            topology.writers(stream).map(model::Instance::writer_name).collect::<Vec<_>>(),
+            ["master"]
+        );
         stack.workers.insert(role.name().to_owned(), group(&[role], 3));
         assert_eq!(planned(&stack).unwrap().writers(stream).count(), 3);
     }
@@ -210,14 +213,44 @@ fn roles_without_requests_open_no_client_listener() {
 
 #[test]
 fn media_processes_on_several_hosts_share_storage() {
+    let mut stack = on_hosts();
+    let message = refused(&stack);
+    assert!(message.starts_with("media.shared_storage: 5 media processes run on hosts"), "{message}");
+    stack.media.shared_storage = true;
+    assert!(planned(&stack).is_ok());
+}
+
+/// The full preset with each process on a host of its own, and nothing wrong but that media is not shared.
+fn on_hosts() -> Stack {
     let mut stack = stack(Preset::Full);
     stack.network = Network::Hosts(Hosts::default());
-    let message = refused(&stack);
-    assert!(
-        message.starts_with("media.shared_storage: 5 media processes run on hosts of their own"),
-        "{message}"
-    );
+    let external =
+        Postgres { host: "db".into(), port: 5432, user: "s".into(), database: "s".into(), sslmode: None };
+    stack.database.external = Some(external);
+    stack.database.max_connections = Some(200);
+    stack.redis.external = Some(RedisServer { host: "valkey".into(), port: 6379, dbid: 0 });
+    stack
+}
+
+#[test]
+fn processes_on_several_hosts_need_servers_that_all_of_them_reach() {
+    let mut stack = on_hosts();
     stack.media.shared_storage = true;
+    stack.redis.external = None;
+    insta::assert_snapshot!(refused(&stack), @"redis.external: processes on hosts of their own cannot reach the Valkey that matrix-stack runs, which has only a unix socket; set `redis.external` to a server that all hosts reach");
+    let mut stack = on_hosts();
+    stack.media.shared_storage = true;
+    stack.database.external = None;
+    assert!(refused(&stack).starts_with("database.external: processes on hosts of their own cannot reach"));
+}
+
+#[test]
+fn a_factor_for_all_caches_stands_in_one_place() {
+    let mut stack = stack(Preset::Small);
+    let caches = serde_json::json!({"global_factor": 2, "expire_caches": true});
+    stack.synapse.extra.insert("caches".to_owned(), caches);
+    assert!(refused(&stack).starts_with("synapse.extra.caches.global_factor: matrix-stack sets"));
+    stack.synapse.extra.insert("caches".to_owned(), serde_json::json!({"expire_caches": true}));
     assert!(planned(&stack).is_ok());
 }
 

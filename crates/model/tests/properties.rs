@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use model::{
-    Action, Address, App, Hosts, Network, Pool, Preset, ROLES, Role, ServerName, Stack, Stream, Tcp,
-    WorkerGroup, compare, plan,
+    Action, Address, App, Hosts, Network, Pool, Postgres, Preset, ROLES, RedisServer, Role, ServerName,
+    Stack, Stream, Tcp, WorkerGroup, compare, plan,
 };
 use proptest::prelude::*;
 
@@ -52,6 +52,13 @@ fn any_stack() -> impl Strategy<Value = Stack> {
                 Stack::new(ServerName::try_from("example.org".to_owned()).expect("a server name"));
             stack.preset = Some(preset);
             stack.workers = workers.into_iter().collect();
+            if let Network::Hosts(_) = network {
+                let host = || "db".to_owned();
+                let external =
+                    Postgres { host: host(), port: 5432, user: host(), database: host(), sslmode: None };
+                stack.database.external = Some(external);
+                stack.redis.external = Some(RedisServer { host: host(), port: 6379, dbid: 0 });
+            }
             stack.network = network;
             stack.media.shared_storage = shared;
             stack.database.max_connections = max_connections;
