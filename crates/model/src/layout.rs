@@ -21,7 +21,7 @@ impl Layout {
         &self.data_dir
     }
 
-    /// Rendered configuration: `shared.yaml`, and `NAME.yaml` and `NAME.log.yaml` for each process.
+    /// Rendered configuration: `shared.yaml`, and `NAME.yaml` for each process.
     pub fn config(&self) -> PathBuf {
         self.data_dir.join("config")
     }

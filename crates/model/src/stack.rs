@@ -549,8 +549,11 @@ pub const OWNED_SYNAPSE_OPTIONS: &[(&str, &str)] = &[
     ("worker_listeners", "set `listen` and `network`"),
     ("worker_app", "list the process under `workers`"),
     ("worker_name", "list the process under `workers`"),
-    ("worker_log_config", "remove it: matrix-stack writes each process's log configuration"),
-    ("log_config", "remove it: matrix-stack writes each process's log configuration"),
+    (
+        "worker_log_config",
+        "remove it: each process logs to stderr, which matrix-stack keeps in a file of its own",
+    ),
+    ("log_config", "remove it: each process logs to stderr, which matrix-stack keeps in a file of its own"),
     ("pid_file", "remove it: matrix-stack supervises the processes"),
     ("worker_pid_file", "remove it: matrix-stack supervises the processes"),
     ("daemonize", "remove it: matrix-stack supervises the processes"),

@@ -6,8 +6,6 @@ other. Every process of every stack is loaded as its program loads it.
 
 import io
 import json
-import logging
-import logging.config
 import multiprocessing
 import os
 import signal
@@ -119,20 +117,6 @@ def listener(definition):
     }
 
 
-def log_line(path):
-    """What a line looks like that is logged with this logging configuration, and where it went."""
-    stdout, sys.__stdout__ = sys.__stdout__, io.StringIO()
-    try:
-        with open(path) as f:
-            logging.config.dictConfig(yaml.safe_load(f))
-        logging.getLogger("synapse.probe").info("hello", extra={"request": "GET-7"})
-        logging.getLogger("synapse.probe").debug("unheard", extra={"request": "GET-8"})
-        return sys.__stdout__.getvalue()
-    finally:
-        sys.__stdout__ = stdout
-        logging.getLogger().handlers.clear()
-
-
 def database(config):
     """The database's arguments, after asking the libraries that get them whether they know them all."""
     from inspect import signature
@@ -153,7 +137,6 @@ def database(config):
 def facts(config, main):
     worker = config.worker
     media = config.media
-    log_config = config.logging.log_config if main else worker.worker_log_config
     duties = {
         "background": worker.run_background_tasks,
         "appservices": worker.should_notify_appservices,
@@ -206,7 +189,6 @@ def facts(config, main):
         "msc4306": config.experimental.msc4306_enabled,
         "url_previews": media.url_preview_enabled,
         "media": None,
-        "log_line": log_line(log_config),
     }
     if media.can_load_media_repo:
         result["media"] = {

@@ -7,14 +7,11 @@ use crate::stacks::{Case, case, hosts};
 use render::{config_args, synapse, synapse_instance};
 use serde_json::json;
 
-/// All files in one text. Of the log configurations, which differ in their headings alone, only main's.
+/// All files in one text.
 fn files(case: &Case) -> String {
     let mut out = String::new();
     for file in synapse(&case.topology, &case.layout) {
-        let path = file.path.to_str().unwrap();
-        if path == "main.log.yaml" || !path.ends_with(".log.yaml") {
-            write!(out, "=== {path}\n{}\n", file.contents).unwrap();
-        }
+        write!(out, "=== {}\n{}\n", file.path.display(), file.contents).unwrap();
     }
     out
 }
@@ -70,18 +67,11 @@ fn everything_said() {
 fn one_process_gets_the_same_files() {
     let case = case("full", Path::new("/data"), json!({ "preset": "full" }));
     let all = synapse(&case.topology, &case.layout);
-    assert_eq!(all.len(), 1 + 2 * case.topology.instances().len());
+    assert_eq!(all.len(), 1 + case.topology.instances().len());
     for instance in case.topology.instances() {
         let files = synapse_instance(&case.topology, &case.layout, &instance.name).unwrap();
         let names: Vec<_> = files.iter().map(|file| file.path.to_str().unwrap().to_owned()).collect();
-        assert_eq!(
-            names,
-            [
-                "shared.yaml".to_owned(),
-                format!("{}.yaml", instance.name),
-                format!("{}.log.yaml", instance.name)
-            ]
-        );
+        assert_eq!(names, ["shared.yaml".to_owned(), format!("{}.yaml", instance.name)]);
         assert!(files.iter().all(|file| all.contains(file)));
     }
     assert_eq!(synapse_instance(&case.topology, &case.layout, "nobody"), None);
