@@ -1,1 +1,27 @@
-//! Synapse's endpoint tables per version, routing policy and the matcher.
+//! Which process answers which request.
+//!
+//! *Truth* is extracted from Synapse itself, one [`Table`] a minor version: every method and path, which kinds of
+//! process register it, and which stream the process that answers has to write. *Policy* ([`CLASSES`], and the rules
+//! that put endpoints into classes) is written by hand: which role each class prefers, by which key it is spread, its
+//! timeout and its cap. [`Matcher::compile`] multiplies the two with a [`model::Topology`] into a matcher that is
+//! linear in the path and allocates nothing. This crate does no I/O.
+
+mod explain;
+mod features;
+mod hash;
+mod matcher;
+mod policy;
+mod table;
+mod trie;
+
+pub use explain::Explanation;
+pub use features::{Condition, Features};
+pub use hash::{hash_key, hash_room};
+pub use matcher::{Closed, Decision, Forward, Matcher, Options, Route, RouteError, WellKnown};
+pub use model::Balance;
+pub use policy::{CLASSES, Class, ClassId, Key, classes_table_markdown};
+pub use table::{Difference, Endpoint, Method, Process, Segment, Table, TableError};
+
+/// The program that prints a table: Python, to be run by an environment that has Synapse installed, without arguments.
+/// The table comes out on its standard output, in the format of [`Table::parse`].
+pub const EXTRACT_PY: &str = include_str!("../extract/extract.py");
