@@ -1,1 +1,288 @@
 //! The data plane: requests to the Synapse process that can serve them.
+//!
+//! A [`Router`] takes HTTP/1.1 requests on its listeners and forwards each to an instance of the role that the
+//! endpoint table names, over TCP or a unix socket. What it works by is an immutable [`Snapshot`] that [`Router::reload`]
+//! replaces whole. `docs/router.md` says what clients, operators and dashboards may rely on.
+//!
+//! Deciding (`key`, `balance`, `failure`, `headers`, `well_known`, and the crate `routes`) is pure and knows no HTTP
+//! library's connections; moving bytes (`front`, `upstream`, `body`) is a shell around it that can be replaced; `proxy`
+//! ties them together.
+
+mod access;
+mod answer;
+mod balance;
+mod body;
+mod failure;
+mod front;
+mod headers;
+mod health;
+mod instance;
+mod key;
+mod metrics;
+mod proxy;
+mod record;
+mod settings;
+mod snapshot;
+mod state;
+mod upstream;
+mod well_known;
+mod whoami;
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use model::{Address, Role};
+use routes::CLASSES;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+pub use access::AccessLog;
+pub use failure::{Blame, Failure};
+pub use front::Listener;
+pub use instance::InstanceState;
+pub use settings::{MAX_REQUEST_BYTES, Settings};
+pub use snapshot::{Snapshot, SnapshotError};
+pub use well_known::{WellKnownDocuments, well_known};
+
+use front::Purpose;
+use snapshot::Active;
+use state::{Phase, Shared, State};
+
+/// What is settled once, when a router starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Where the access log goes.
+    pub access_log: AccessLog,
+}
+
+/// The router could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The access log cannot be written.
+    #[error("cannot open the access log {log:?}: {source}; give another path or mend the directory's mode")]
+    AccessLog {
+        /// Where it should have gone.
+        log: AccessLog,
+        /// Why it cannot.
+        source: io::Error,
+    },
+}
+
+/// A router. Clones are handles of the same one; it ends when the last is dropped and its listeners have stopped.
+#[derive(Clone, Debug)]
+pub struct Router {
+    state: Shared,
+}
+
+/// An instance, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstanceStats {
+    /// Its name.
+    pub name: String,
+    /// Its roles.
+    pub roles: Vec<Role>,
+    /// Where it takes requests.
+    pub address: Address,
+    /// Its state.
+    pub state: InstanceState,
+    /// Requests in flight on it.
+    pub in_flight: usize,
+    /// Requests that it ended, since the router started.
+    pub requests: u64,
+    /// Those of them that it failed.
+    pub failures: u64,
+}
+
+/// A class of requests, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClassStats {
+    /// Its name.
+    pub class: &'static str,
+    /// Its requests in flight.
+    pub in_flight: usize,
+    /// Its requests that wait for a place.
+    pub queued: usize,
+    /// The most that may be in flight on each instance.
+    pub cap: usize,
+}
+
+/// How a router is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// The instances that take requests, main first.
+    pub instances: Vec<InstanceStats>,
+    /// The classes of requests.
+    pub classes: Vec<ClassStats>,
+    /// Client connections open.
+    pub connections: usize,
+    /// Whether it is stopping.
+    pub draining: bool,
+}
+
+/// How a router ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Shutdown {
+    /// The requests that were under way and finished.
+    pub finished: usize,
+    /// Those that did not finish before the deadline.
+    pub cut: usize,
+}
+
+impl Router {
+    /// Starts a router, and its health checks. It must be called within a tokio runtime.
+    pub fn start(snapshot: Snapshot, options: Options) -> Result<Self, StartError> {
+        let writer = access::Writer::start(&options.access_log)
+            .map_err(|source| StartError::AccessLog { log: options.access_log, source })?;
+        let state = State::new(Active::new(snapshot, None), writer);
+        let router = Self { state: Arc::new(state) };
+        for (instance, _) in &router.state.active.load().instances {
+            health::start(&router.state, instance);
+        }
+        Ok(router)
+    }
+
+    /// Serves clients and other servers on a listener, until [`Router::shutdown`]. May be called for several.
+    pub fn serve(&self, listener: impl Into<Listener>) -> impl Future<Output = ()> + Send + 'static {
+        // Counted from now on, not from when the future first runs, so that the end waits for it.
+        front::serve_public(front::Listening::new(self.state.clone()), listener.into())
+    }
+
+    /// Serves `/metrics`, `/health` and `/ready` on a listener, until the end of [`Router::shutdown`].
+    pub fn serve_private(&self, listener: impl Into<Listener>) -> impl Future<Output = ()> + Send + 'static {
+        front::serve(self.state.clone(), listener.into(), Purpose::Private)
+    }
+
+    /// Replaces table, instances and settings. Instances with the same name and address go on with their health, their
+    /// connections and their requests; requests on others finish. What waits is decided anew. Opens the access log
+    /// anew. The sizes of the whoami cache stay as they were at the start.
+    pub fn reload(&self, snapshot: Snapshot) {
+        let before = self.state.active.load_full();
+        let active = Arc::new(Active::new(snapshot, Some(&before)));
+        self.state.active.store(active.clone());
+        for (instance, _) in &active.instances {
+            if !before.instances.iter().any(|(known, _)| Arc::ptr_eq(known, instance)) {
+                health::start(&self.state, instance);
+            }
+        }
+        self.state.access.reopen();
+        self.state.available();
+    }
+
+    /// Keeps requests from an instance that is about to be restarted: they go to another of its role, or wait for
+    /// [`Router::release`] for a bounded time. Requests in flight stay. False if there is no instance of this name.
+    pub fn hold(&self, instance: &str) -> bool {
+        self.with(instance, |instance| instance.hold())
+    }
+
+    /// Lets an instance take requests again, after [`Router::hold`] or [`Router::drain`]; those that wait go at once.
+    /// False if there is no instance of this name.
+    pub fn release(&self, instance: &str) -> bool {
+        let known = self.with(instance, |instance| {
+            instance.release();
+        });
+        self.state.available();
+        known
+    }
+
+    /// Keeps new requests from an instance that is to go for good; nobody waits for it. False if there is no instance of
+    /// this name.
+    pub fn drain(&self, instance: &str) -> bool {
+        self.with(instance, |instance| instance.drain())
+    }
+
+    /// Waits until no request is in flight on an instance, for at most this long; returns how many still are.
+    pub async fn idle(&self, instance: &str, within: Duration) -> usize {
+        let until = Instant::now() + within;
+        let Some(instance) = self.state.active.load().instance(instance).cloned() else { return 0 };
+        loop {
+            let ended = instance.ended.notified();
+            let in_flight = instance.in_flight();
+            if in_flight == 0 || timeout_at(until, ended).await.is_err() {
+                return in_flight as usize;
+            }
+        }
+    }
+
+    fn with(&self, name: &str, act: impl FnOnce(&Arc<instance::Instance>)) -> bool {
+        let active = self.state.active.load();
+        let instance = active.instance(name);
+        if let Some(instance) = instance {
+            act(instance);
+        }
+        instance.is_some()
+    }
+
+    /// How it is doing.
+    pub fn stats(&self) -> Stats {
+        let active = self.state.active.load();
+        let instances = active.instances.iter().map(|(instance, roles)| InstanceStats {
+            name: instance.name.to_string(),
+            roles: roles.clone(),
+            address: instance.address.clone(),
+            state: instance.state(),
+            in_flight: instance.in_flight() as usize,
+            requests: instance.requests.load(Ordering::Relaxed),
+            failures: instance.failures.load(Ordering::Relaxed),
+        });
+        let classes = CLASSES.iter().map(|class| {
+            let index = class.id.index();
+            ClassStats {
+                class: class.name,
+                in_flight: active.instances.iter().map(|(i, _)| i.in_flight_of(index) as usize).sum(),
+                queued: model::ROLES.iter().map(|spec| self.state.queue(index, spec.role).length()).sum(),
+                cap: class.cap as usize,
+            }
+        });
+        Stats {
+            instances: instances.collect(),
+            classes: classes.collect(),
+            connections: self.state.connections.load(Ordering::Acquire),
+            draining: *self.state.phase.borrow() > Phase::Serving,
+        }
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> String {
+        self.state.metrics_text()
+    }
+
+    /// Whether every kind of request can be served now; else the roles that nobody can stand in for.
+    pub fn ready(&self) -> Result<(), Vec<String>> {
+        self.state.ready()
+    }
+
+    /// Stops: accepts no more, closes connections that lie idle, lets requests finish until the deadline, then answers
+    /// those that still wait for a response with 503 and cuts those that are in the midst of one.
+    pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
+        /// For the answers to what still waited to reach the clients.
+        const FAREWELL: Duration = Duration::from_millis(500);
+        let state = &self.state;
+        let under_way = state.under_way.load(Ordering::Acquire);
+        state.advance(Phase::Draining);
+        self.connections_closed(deadline).await;
+        let cut = state.under_way.load(Ordering::Acquire);
+        state.advance(Phase::Ending);
+        if cut > 0 {
+            self.connections_closed(FAREWELL).await;
+        }
+        state.advance(Phase::Cut);
+        self.connections_closed(FAREWELL).await;
+        Shutdown { finished: under_way.saturating_sub(cut), cut }
+    }
+
+    async fn connections_closed(&self, within: Duration) {
+        let until = Instant::now() + within;
+        loop {
+            let mut closed = std::pin::pin!(self.state.closed.notified());
+            closed.as_mut().enable();
+            let open =
+                self.state.listening.load(Ordering::Acquire) + self.state.connections.load(Ordering::Acquire);
+            if open == 0 || timeout_at(until, closed).await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Responses that the router gives itself.
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER,
+};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::json;
+
+use crate::failure::Failure;
+
+/// The headers that the client-server API recommends ("Web Browser Clients"), and those that Synapse allows or shows
+/// beyond them: `Date`; `If-Match`, `If-None-Match` and `ETag` for rendezvous sessions (MSC4108); its trace ID.
+pub(crate) fn cors(headers: &mut HeaderMap) {
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+    );
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static(
+            "X-Requested-With, Content-Type, Authorization, Date, If-Match, If-None-Match",
+        ),
+    );
+    headers.insert(
+        ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("Synapse-Trace-Id, Server, ETag, Retry-After"),
+    );
+}
+
+/// A JSON document.
+pub(crate) fn document(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    cors(response.headers_mut());
+    response
+}
+
+/// The answer to a CORS preflight. Browsers may keep it for a day.
+pub(crate) fn preflight() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    cors(response.headers_mut());
+    response.headers_mut().insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    response
+}
+
+/// The page at `/`, for people who open the homeserver's address in a browser.
+pub(crate) fn landing() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(
+        b"<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Matrix homeserver</title>\
+          <h1>A Matrix homeserver</h1><p>This address is for Matrix clients: enter it as the homeserver in yours. \
+          <a href=\"/_matrix/client/versions\">What it speaks</a>.</p></html>\n",
+    )));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    response
+}
+
+/// A failure, in Matrix's JSON.
+pub(crate) fn failure(failure: Failure) -> Response<Full<Bytes>> {
+    let mut body = json!({ "errcode": failure.errcode(), "error": failure.message() });
+    if failure == Failure::Shed
+        && let Some(seconds) = failure.retry_after()
+    {
+        body["retry_after_ms"] = json!(seconds * 1000);
+    }
+    let mut response = document(failure.status(), body.to_string());
+    if let Some(seconds) = failure.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

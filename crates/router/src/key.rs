@@ -1,0 +1,242 @@
+//! By what requests are told apart for balancing: access tokens, users, origins. Nothing here keeps or shows a token.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use percent_encoding::percent_decode_str;
+
+/// What kind of key a request was balanced by. Shown in the access log; the key itself never is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KeyKind {
+    /// The user named in a token of Synapse's own kind.
+    Token,
+    /// The user on whose behalf an application service asks.
+    Masquerade,
+    /// The user that Synapse said the token belongs to.
+    Whoami,
+    /// The token itself, hashed.
+    TokenHash,
+    /// The room in the path.
+    Room,
+    /// The server that signed the request.
+    Origin,
+    /// The client's address.
+    Address,
+}
+
+impl KeyKind {
+    /// Its name in the access log.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Token => "user_token",
+            Self::Masquerade => "user_masquerade",
+            Self::Whoami => "user_whoami",
+            Self::TokenHash => "token_hash",
+            Self::Room => "room",
+            Self::Origin => "origin",
+            Self::Address => "address",
+        }
+    }
+}
+
+/// The access token of a request: from the `Authorization` header, else from the query, which the specification
+/// deprecates but old clients use.
+pub(crate) fn access_token<'a>(headers: &'a HeaderMap, path_and_query: &'a str) -> Option<Cow<'a, str>> {
+    if let Some(value) = headers.get(AUTHORIZATION) {
+        let value = value.to_str().ok()?;
+        let (scheme, token) = value.split_once(' ')?;
+        return (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty())
+            .then(|| Cow::Borrowed(token.trim()));
+    }
+    query_value(path_and_query, "access_token").filter(|token| !token.is_empty())
+}
+
+/// The first value of a query parameter, decoded.
+pub(crate) fn query_value<'a>(path_and_query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    let (_, query) = path_and_query.split_once('?')?;
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        // The usual case without an escape compares in place.
+        (key == name || (key.contains('%') && percent_decode_str(key).eq(name.bytes())))
+            .then(|| percent_decode_str(value).decode_utf8_lossy())
+    })
+}
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// The user's localpart in an access token that Synapse made: `syt_<localpart in base64>_<random>_<checksum>`.
+pub(crate) fn localpart_of_token(token: &str) -> Option<String> {
+    let rest = token.strip_prefix("syt_")?;
+    let (encoded, rest) = rest.split_once('_')?;
+    // Without the two parts behind it is no token of Synapse's.
+    rest.split_once('_')?;
+    let bytes = BASE64.decode(encoded).ok()?;
+    String::from_utf8(bytes).ok().filter(|localpart| !localpart.is_empty())
+}
+
+/// The localpart of a user ID, or the whole text if it is none.
+pub(crate) fn localpart_of_user(user_id: &str) -> &str {
+    let name = user_id.strip_prefix('@').unwrap_or(user_id);
+    name.split_once(':').map_or(name, |(localpart, _)| localpart)
+}
+
+/// The origin server of a federation request: `origin` in `Authorization: X-Matrix …` (server-server API, "Request
+/// Authentication"): parameters as in RFC 9110, section 11.4, except that unquoted values may hold colons.
+pub(crate) fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    headers.get_all(AUTHORIZATION).iter().find_map(|value| origin_of(value.to_str().ok()?))
+}
+
+fn origin_of(value: &str) -> Option<Cow<'_, str>> {
+    const BLANK: [char; 2] = [' ', '\t'];
+    let (scheme, mut rest) = value.trim_matches(BLANK).split_once(BLANK)?;
+    if !scheme.eq_ignore_ascii_case("x-matrix") {
+        return None;
+    }
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let (name, after) = rest.split_once('=')?;
+        let after = after.trim_start_matches(BLANK);
+        let (value, next) = if let Some(quoted) = after.strip_prefix('"') {
+            quoted_string(quoted)?
+        } else {
+            let (value, next) = after.split_once(',').unwrap_or((after, ""));
+            (Cow::Borrowed(value.trim_end_matches(BLANK)), next)
+        };
+        if name.trim_end_matches(BLANK).eq_ignore_ascii_case("origin") {
+            return (!value.is_empty()).then_some(value);
+        }
+        rest = next;
+    }
+}
+
+/// The content of a quoted string whose opening quote was read, and what follows it.
+fn quoted_string(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let end = text.find(['"', '\\'])?;
+    if text.as_bytes()[end] == b'"' {
+        return Some((Cow::Borrowed(&text[..end]), &text[end + 1..]));
+    }
+    let mut value = String::with_capacity(text.len());
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((Cow::Owned(value), &text[at + 1..])),
+            '\\' => value.push(chars.next()?.1),
+            c => value.push(c),
+        }
+    }
+    None
+}
+
+/// Query parameters whose values are secrets: access and login tokens, the tokens in mails, and what single sign-on
+/// carries in its callbacks.
+const SECRET_PARAMETERS: [&str; 8] =
+    ["access_token", "loginToken", "login_token", "token", "client_secret", "code", "state", "session"];
+
+/// The longest path that the access log shows, in bytes.
+const MAX_LOGGED_PATH: usize = 2048;
+
+/// Path and query as the access log may show them: without the parameters that are secrets, and not endless.
+pub(crate) fn loggable(path_and_query: &str) -> String {
+    let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+    let mut out = String::with_capacity(path_and_query.len().min(MAX_LOGGED_PATH));
+    out.push_str(path);
+    let mut separator = '?';
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        if !SECRET_PARAMETERS.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
+            out.push(separator);
+            out.push_str(pair);
+            separator = '&';
+        }
+    }
+    if out.len() > MAX_LOGGED_PATH {
+        let end = (0..=MAX_LOGGED_PATH).rev().find(|at| out.is_char_boundary(*at)).unwrap_or(0);
+        out.truncate(end);
+        out.push('…');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(authorization: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_str(authorization).unwrap());
+        headers
+    }
+
+    #[test]
+    fn tokens_come_from_the_header_first() {
+        let token = |auth: Option<&str>, path| {
+            access_token(&auth.map(headers).unwrap_or_default(), path).map(Cow::into_owned)
+        };
+        assert_eq!(token(Some("Bearer abc"), "/x?access_token=q").as_deref(), Some("abc"));
+        assert_eq!(token(Some("bearer  abc "), "/x").as_deref(), Some("abc"));
+        assert_eq!(token(None, "/x?a=b&access_token=q%2Fr&c").as_deref(), Some("q/r"));
+        assert_eq!(token(None, "/x?access%5Ftoken=q").as_deref(), Some("q"));
+        assert_eq!(token(Some("Basic abc"), "/x?access_token=q"), None);
+        assert_eq!(token(None, "/x?access_token="), None);
+        assert_eq!(token(None, "/x"), None);
+    }
+
+    #[test]
+    fn localparts_are_read_from_tokens_of_synapse() {
+        assert_eq!(localpart_of_token("syt_YWxpY2U_abcdefghijklmnopqrst_1a2b3c").as_deref(), Some("alice"));
+        assert_eq!(localpart_of_token("syt_Ym9i_x_y").as_deref(), Some("bob"));
+        for bad in
+            ["syt_YWxpY2U", "syt_YWxpY2U_x", "mat_YWxpY2U_x_y", "syt__x_y", "syt_$$_x_y", "syt_/w_x_y", ""]
+        {
+            assert_eq!(localpart_of_token(bad), None, "{bad}");
+        }
+        assert_eq!(localpart_of_user("@alice:example.org:8448"), "alice");
+        assert_eq!(localpart_of_user("alice"), "alice");
+    }
+
+    #[test]
+    fn origins_are_read_as_the_specification_says() {
+        let origin = |value: &str| origin(&headers(value)).map(Cow::into_owned);
+        for good in [
+            r#"X-Matrix origin="a.example:8448",destination="b",key="ed25519:k",sig="s""#,
+            r#"X-Matrix origin=a.example:8448,key="ed25519:k",sig="s""#,
+            r#"x-matrix  key="a,origin=\"evil\"" , Origin = "a.example:8448""#,
+            r#"X-Matrix sig="x=",origin="a.exam\ple:8448""#,
+            "X-Matrix destination=b,\torigin=a.example:8448 , sig=x",
+        ] {
+            assert_eq!(origin(good).as_deref(), Some("a.example:8448"), "{good}");
+        }
+        for bad in [
+            "Bearer origin=a",
+            "X-Matrix",
+            "X-Matrix origin",
+            r#"X-Matrix origin="a"#,
+            "X-Matrix origin=",
+            "X-Matrix key=a",
+        ] {
+            assert_eq!(origin(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn secrets_never_reach_the_log() {
+        assert_eq!(loggable("/a/b?since=s1&access_token=SECRET&x=%20"), "/a/b?since=s1&x=%20");
+        assert_eq!(loggable("/a?access%5ftoken=SECRET"), "/a");
+        assert_eq!(loggable("/a?Access_Token=SECRET&loginToken=SECRET&code=SECRET"), "/a");
+        assert_eq!(loggable("/a"), "/a");
+        assert!(loggable(&format!("/{}", "ä".repeat(5000))).len() <= MAX_LOGGED_PATH + 3);
+    }
+}

@@ -1,0 +1,216 @@
+//! What Prometheus is told. The names are documented in `docs/router.md`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Label names with values: of one text each, all from small fixed sets (roles, instances, classes, outcomes).
+type Labels<const N: usize> = [(&'static str, Arc<str>); N];
+type StaticLabels<const N: usize> = [(&'static str, &'static str); N];
+type Histograms = Family<StaticLabels<1>, Histogram, fn() -> Histogram>;
+
+/// The metrics that are counted as things happen. Those that can be looked up are filled in when they are asked for.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<Labels<4>, Counter>,
+    duration: Histograms,
+    upstream: Histograms,
+    retries: Family<Labels<2>, Counter>,
+    failed: Family<Labels<2>, Counter>,
+    pub unknown_paths: Counter,
+    closed: Family<StaticLabels<1>, Counter>,
+    whoami: Family<StaticLabels<1>, Counter>,
+    pub connections_opened: Counter,
+    pub malformed: Counter,
+    pub access_log_dropped: Counter,
+    pub look: Look,
+}
+
+/// The metrics that are filled in when they are asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    in_flight: Family<Labels<2>, Gauge>,
+    idle: Family<Labels<1>, Gauge>,
+    state: Family<Labels<2>, Gauge>,
+    queued: Family<StaticLabels<2>, Gauge>,
+    waiting: Family<StaticLabels<1>, Gauge>,
+    pub connections: Gauge,
+    pub whoami_entries: Gauge,
+}
+
+/// From one millisecond, which only the router's own answers take, to the longest of long polls.
+const BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("matrix_stack_router");
+        let requests = Family::default();
+        registry.register("requests", "Requests by class, role, instance and outcome", requests.clone());
+        let duration = Histograms::new_with_constructor(histogram);
+        registry.register(
+            "request_duration_seconds",
+            "From a request's head to the end of its response, by class",
+            duration.clone(),
+        );
+        let upstream = Histograms::new_with_constructor(histogram);
+        registry.register(
+            "upstream_duration_seconds",
+            "From the sending of a request to the head of the response, by class",
+            upstream.clone(),
+        );
+        let retries = Family::default();
+        registry.register(
+            "retries",
+            "Requests sent again, by the instance and failure that made it so",
+            retries.clone(),
+        );
+        let failed = Family::default();
+        registry.register(
+            "upstream_failures",
+            "Attempts that failed, by instance and failure",
+            failed.clone(),
+        );
+        let unknown_paths = Counter::default();
+        registry.register(
+            "unknown_paths",
+            "Requests for paths that the endpoint table does not know; they went to main",
+            unknown_paths.clone(),
+        );
+        let closed = Family::default();
+        registry.register("closed", "Requests for paths that are closed here, by kind", closed.clone());
+        let whoami = Family::default();
+        registry.register("whoami", "Looking up whose an access token is, by result", whoami.clone());
+        let connections_opened = Counter::default();
+        registry.register("connections_opened", "Client connections accepted", connections_opened.clone());
+        let malformed = Counter::default();
+        registry.register("malformed", "Client connections closed for breaking HTTP", malformed.clone());
+        let access_log_dropped = Counter::default();
+        registry.register(
+            "access_log_dropped",
+            "Lines that the access log could not take in time",
+            access_log_dropped.clone(),
+        );
+        let look = Look::default();
+        registry.register("in_flight", "Requests in flight, by instance and class", look.in_flight.clone());
+        registry.register("idle_connections", "Connections to an instance that lie ready", look.idle.clone());
+        registry.register("instance_state", "1 for the state that an instance is in", look.state.clone());
+        registry.register("queued", "Requests that wait for a place, by class and role", look.queued.clone());
+        registry.register(
+            "waiting",
+            "Requests that wait for an instance to come back, by role",
+            look.waiting.clone(),
+        );
+        registry.register("connections", "Client connections open", look.connections.clone());
+        registry.register(
+            "whoami_entries",
+            "Access tokens whose users are remembered",
+            look.whoami_entries.clone(),
+        );
+        Self {
+            registry,
+            requests,
+            duration,
+            upstream,
+            retries,
+            failed,
+            unknown_paths,
+            closed,
+            whoami,
+            connections_opened,
+            malformed,
+            access_log_dropped,
+            look,
+        }
+    }
+
+    pub(crate) fn request(
+        &self,
+        class: &'static str,
+        role: &'static str,
+        instance: Option<&Arc<str>>,
+        outcome: &'static str,
+        duration: Duration,
+    ) {
+        let labels = [
+            ("class", class.into()),
+            ("role", role.into()),
+            ("instance", instance.cloned().unwrap_or_default()),
+            ("outcome", outcome.into()),
+        ];
+        self.requests.get_or_create(&labels).inc();
+        self.duration.get_or_create(&[("class", class)]).observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn upstream(&self, class: &'static str, duration: Duration) {
+        self.upstream.get_or_create(&[("class", class)]).observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn attempt_failed(&self, instance: &Arc<str>, failure: &'static str) {
+        self.failed.get_or_create(&[("instance", instance.clone()), ("failure", failure.into())]).inc();
+    }
+
+    pub(crate) fn retry(&self, instance: &Arc<str>, failure: &'static str) {
+        self.retries.get_or_create(&[("instance", instance.clone()), ("failure", failure.into())]).inc();
+    }
+
+    pub(crate) fn closed(&self, kind: &'static str) {
+        self.closed.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    pub(crate) fn whoami(&self, result: &'static str) {
+        self.whoami.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Look {
+    /// Forgets what was looked up before, so that instances that went are not told of for ever.
+    pub(crate) fn clear(&self) {
+        self.in_flight.clear();
+        self.idle.clear();
+        self.state.clear();
+        self.queued.clear();
+        self.waiting.clear();
+    }
+
+    pub(crate) fn in_flight(&self, instance: &Arc<str>, class: &'static str, count: u32) {
+        self.in_flight
+            .get_or_create(&[("instance", instance.clone()), ("class", class.into())])
+            .set(count.into());
+    }
+
+    pub(crate) fn instance(&self, instance: &Arc<str>, state: &'static str, idle: usize) {
+        self.state.get_or_create(&[("instance", instance.clone()), ("state", state.into())]).set(1);
+        self.idle.get_or_create(&[("instance", instance.clone())]).set(count(idle));
+    }
+
+    pub(crate) fn queued(&self, class: &'static str, role: &'static str, number: usize) {
+        self.queued.get_or_create(&[("class", class), ("role", role)]).set(count(number));
+    }
+
+    pub(crate) fn waiting(&self, role: &'static str, number: usize) {
+        self.waiting.get_or_create(&[("role", role)]).set(count(number));
+    }
+}
+
+pub(crate) fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

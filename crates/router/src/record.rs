@@ -1,0 +1,139 @@
+//! The account of one request: filled in on its way, written once at its end.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{Method, StatusCode};
+use model::Role;
+use routes::Class;
+
+use crate::access::{Line, timestamp};
+use crate::body::Progress;
+use crate::failure::{Blame, Failure};
+use crate::instance::Instance;
+use crate::key::KeyKind;
+use crate::state::State;
+
+/// The account of one request. If it is dropped unfinished, the client went away.
+#[derive(Debug)]
+pub(crate) struct Record {
+    state: Arc<State>,
+    started: Instant,
+    pub id: String,
+    pub method: Method,
+    /// Path and query without secrets; empty where nobody will read it.
+    pub path: String,
+    pub client: Option<IpAddr>,
+    pub class: Option<&'static Class>,
+    pub role: Option<Role>,
+    pub instance: Option<Arc<Instance>>,
+    pub status: Option<StatusCode>,
+    pub progress: Arc<Progress>,
+    pub bytes_out: u64,
+    pub upstream: Option<Duration>,
+    pub retried: u32,
+    pub key: Option<KeyKind>,
+    finished: bool,
+}
+
+impl Record {
+    pub(crate) fn new(state: Arc<State>, method: Method, path: String, client: Option<IpAddr>) -> Self {
+        let id = state.next_request_id();
+        state.under_way.fetch_add(1, Ordering::AcqRel);
+        Self {
+            state,
+            started: Instant::now(),
+            id,
+            method,
+            path,
+            client,
+            class: None,
+            role: None,
+            instance: None,
+            status: None,
+            progress: Arc::default(),
+            bytes_out: 0,
+            upstream: None,
+            retried: 0,
+            key: None,
+            finished: false,
+        }
+    }
+
+    /// Writes it down.
+    pub(crate) fn finish(&mut self, failure: Option<Failure>) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        self.state.under_way.fetch_sub(1, Ordering::AcqRel);
+        let duration = self.started.elapsed();
+        let outcome = failure.map_or_else(|| outcome(self.status), Failure::label);
+        let class = self.class.map(|class| class.name);
+        let role = self.role.map(Role::name);
+        let metrics = &self.state.metrics;
+        metrics.request(
+            class.unwrap_or("router"),
+            role.unwrap_or(""),
+            self.instance.as_ref().map(|i| &i.name),
+            outcome,
+            duration,
+        );
+        if let Some(instance) = &self.instance {
+            instance.requests.fetch_add(1, Ordering::Relaxed);
+            if failure.is_some_and(|failure| failure.blame() == Blame::Upstream) {
+                instance.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if !self.state.access.is_on() {
+            return;
+        }
+        let client = self.client.map(|client| client.to_string());
+        let line = Line {
+            time: timestamp(SystemTime::now()),
+            request_id: &self.id,
+            client: client.as_deref().unwrap_or("unix"),
+            method: self.method.as_str(),
+            path: &self.path,
+            class,
+            role,
+            instance: self.instance.as_ref().map(|instance| &*instance.name),
+            status: self.status.map(|status| status.as_u16()),
+            bytes_in: self.progress.bytes(),
+            bytes_out: self.bytes_out,
+            duration_ms: milliseconds(duration),
+            upstream_ms: self.upstream.map(milliseconds),
+            failure: failure.map(Failure::label),
+            retried: self.retried,
+            key: self.key.map(KeyKind::label),
+        };
+        if !self.state.access.log(&line) {
+            metrics.access_log_dropped.inc();
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.finish(Some(Failure::ClientGone));
+    }
+}
+
+/// Milliseconds to three places.
+fn milliseconds(duration: Duration) -> f64 {
+    // Exact up to 2^53 microseconds, 285 years.
+    #[expect(clippy::cast_precision_loss, reason = "no request takes centuries")]
+    let micros = duration.as_micros() as f64;
+    micros / 1000.0
+}
+
+fn outcome(status: Option<StatusCode>) -> &'static str {
+    match status.map_or(0, |status| status.as_u16() / 100) {
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        5 => "5xx",
+        _ => "other",
+    }
+}

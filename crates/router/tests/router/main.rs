@@ -1,0 +1,10 @@
+//! The router against real small servers over unix sockets, as a client sees it.
+#![expect(clippy::unwrap_used, reason = "whatever goes wrong here fails the test")]
+
+extern crate matrix_stack_router as router;
+
+mod balance;
+mod lab;
+mod life;
+mod protocol;
+mod trouble;
