@@ -1,0 +1,865 @@
+//! `up`: from a planned stack to its running processes, and to their orderly end.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use config::secrets::{Secret, SecretError};
+use model::{Address, Instance, Layout, Topology};
+use nix::sys::signal::Signal;
+use router::{AccessLog, Router, Snapshot};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::client::{Connection, Op, Phase, Reply, State};
+use crate::control::{self, Control};
+use crate::forks;
+use crate::install::{self, InstallError, InstallOptions, Packages};
+use crate::launch::{self, LaunchError, Launcher, Spec, User};
+use crate::logs;
+use crate::postgres::{self, Cluster};
+use crate::proc;
+use crate::progress::{Event, Progress};
+use crate::state::{self, Applied, Lock, Records, StateError};
+use crate::supervisor::{About, Ended, External, Kind, Plan, Spawner, Supervisor, Teller};
+use crate::users::{self, Account, UserError};
+use crate::valkey::Valkey;
+
+/// How long the processes of a killed supervisor get to end by themselves.
+const SWEEP: Duration = Duration::from_secs(10);
+/// How long those who still talk to the control socket get at the end.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// What to bring up, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct UpOptions {
+    /// The plan, with [`Layout::sockets`] as its socket directory.
+    pub topology: Topology,
+    /// The places of the stack's files, below an absolute data directory.
+    pub layout: Layout,
+    /// The directory of installed packages, which all stacks of this machine share.
+    pub packages: PathBuf,
+    /// The name of the first administrator. Default: `admin`.
+    pub admin: String,
+    /// How long all processes together may take to become healthy. Default: two minutes.
+    pub start_timeout: Duration,
+    /// How long requests may go on when the stack stops. Default: five seconds.
+    pub drain: Duration,
+    /// Whether Synapse's processes are forked from one that has imported Synapse. Default: yes. They start one by one
+    /// where that cannot be.
+    pub fork_server: bool,
+    /// Whether this is the background process of [`detach`]: it leaves the terminal's session.
+    pub detached: bool,
+}
+
+impl UpOptions {
+    /// The defaults for a plan.
+    pub fn new(topology: Topology, layout: Layout, packages: PathBuf) -> Self {
+        Self {
+            topology,
+            layout,
+            packages,
+            admin: "admin".to_owned(),
+            start_timeout: Duration::from_secs(120),
+            drain: Duration::from_secs(5),
+            fork_server: true,
+            detached: false,
+        }
+    }
+}
+
+/// A stack that has started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its server name.
+    pub server_name: String,
+    /// The URL for clients.
+    pub url: String,
+    /// Its preset.
+    pub preset: String,
+    /// How many processes run, PostgreSQL, Valkey and the fork server among them.
+    pub processes: usize,
+    /// How many of them are Synapse's.
+    pub synapse_processes: usize,
+    /// How long the start took, in seconds, installation not counted.
+    pub seconds: f64,
+    /// How long the installation took, in seconds.
+    pub install_seconds: f64,
+    /// The first administrator, until the password was shown once.
+    pub admin: Option<Admin>,
+}
+
+/// The first administrator's account.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admin {
+    /// The user ID.
+    pub user_id: String,
+    /// The generated password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("user_id", &self.user_id).finish_non_exhaustive()
+    }
+}
+
+/// Why a stack did not start, or did not stop well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Children cannot be started as they should.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// What the stack needs cannot be installed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// A secret cannot be made or read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The router's address is taken.
+    #[error(
+        "{address} is in use{}: stop what listens there, or set `{field}` to another address in stack.yaml",
+        .holder.as_ref().map(|(pid, name)| format!(" by process {pid} ({name})")).unwrap_or_default()
+    )]
+    AddressInUse {
+        /// The field of `stack.yaml`.
+        field: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Who has it, where that can be seen.
+        holder: Option<(u32, String)>,
+    },
+    /// The router cannot listen on its address.
+    #[error("cannot listen on {address}: {source}; set `{field}` to an address of this machine in stack.yaml")]
+    Bind {
+        /// The field of `stack.yaml`.
+        field: &'static str,
+        /// The address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The control socket cannot be made.
+    #[error("cannot make the control socket {}: {source}; use a shorter `data_dir` on a local disk", .path.display())]
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The router does not take this stack.
+    #[error("the router cannot start: {message}")]
+    Router {
+        /// Its words.
+        message: String,
+    },
+    /// A process ends whenever it is started.
+    #[error(
+        "{name} does not start: {reason}{}\nsee `matrix-stack logs {name}` for more",
+        .lines.iter().map(|line| format!("\n    {line}")).collect::<String>()
+    )]
+    Process {
+        /// Its name.
+        name: String,
+        /// How it ended.
+        reason: String,
+        /// Its last log lines.
+        lines: Vec<String>,
+    },
+    /// It takes too long.
+    #[error(
+        "after {} s these are not healthy: {}; see `matrix-stack logs NAME`, and plan fewer processes if this machine is slow",
+        .limit.as_secs(), .names.join(", ")
+    )]
+    Timeout {
+        /// The limit.
+        limit: Duration,
+        /// Who is not healthy.
+        names: Vec<String>,
+    },
+    /// The first administrator cannot be registered.
+    #[error("cannot create the first administrator: {0}")]
+    Admin(UserError),
+    /// A signal came while the stack started.
+    #[error("interrupted by {signal}: everything that had started was stopped")]
+    Interrupted {
+        /// The signal.
+        signal: &'static str,
+    },
+    /// The background process ended.
+    #[error("{output}")]
+    Background {
+        /// What it said last.
+        output: String,
+    },
+    /// The system refused something basic.
+    #[error("cannot {action}: {source}; see whether this machine is short of processes or open files (`ulimit -a`)")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn system(action: &'static str) -> impl FnOnce(io::Error) -> UpError {
+    move |source| UpError::System { action, source }
+}
+
+/// A stack that runs. If this is dropped, its processes are killed when this process ends.
+pub struct Running {
+    stack: Arc<UpStack>,
+    signals: Signals,
+}
+
+impl Running {
+    /// How it started.
+    pub fn started(&self) -> &Started {
+        &self.stack.begun.started
+    }
+
+    /// Forgets the first administrator's password, after it was shown.
+    pub fn admin_shown(&self) {
+        self.stack.begun.admin_shown();
+    }
+
+    /// Waits for SIGINT, SIGTERM or `down`, then stops everything in order. A second signal hurries.
+    pub async fn wait_until_stopped(self) -> Result<(), UpError> {
+        let Self { stack, mut signals } = self;
+        let mut down = stack.session.control.down.subscribe();
+        let reason = tokio::select! {
+            signal = signals.next() => format!("{signal} received"),
+            // The sender lives as long as `stack`.
+            _ = down.wait_for(|down| *down) => "`matrix-stack down`".to_owned(),
+        };
+        stop(&stack.session, stack.drain, reason, &mut signals).await;
+        Ok(())
+    }
+}
+
+struct UpStack {
+    begun: Arc<Begun>,
+    session: Session,
+    drain: Duration,
+}
+
+/// A finished start, and what is left to do once its password was shown.
+pub(crate) struct Begun {
+    pub(crate) started: Started,
+    layout: Layout,
+    applied: Applied,
+}
+
+impl Begun {
+    pub(crate) fn admin_shown(&self) {
+        if self.started.admin.is_none() {
+            return;
+        }
+        let applied = self.applied.clone().with_admin();
+        if let Err(error) = applied.save(&self.layout) {
+            tracing::warn!(%error, "the next start will show the password again");
+            return;
+        }
+        // Without the entry above the file is of no use.
+        let _ = std::fs::remove_file(password_file(&self.layout));
+    }
+}
+
+fn password_file(layout: &Layout) -> PathBuf {
+    layout.secrets().join("first_admin_password")
+}
+
+/// The signals that end a stack.
+struct Signals {
+    interrupt: Listener,
+    terminate: Listener,
+    hangup: Listener,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            // The terminal's end is no reason to stop; a stack is stopped on purpose.
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                Some(()) = self.interrupt.recv() => return "SIGINT",
+                Some(()) = self.terminate.recv() => return "SIGTERM",
+                Some(()) = self.hangup.recv() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// What holds while a stack is up.
+struct Session {
+    control: Arc<Control>,
+    server: control::Server,
+    _lock: Lock,
+}
+
+/// The addresses that the router listens on.
+struct Listeners {
+    public: TcpListener,
+    metrics: Option<TcpListener>,
+}
+
+/// Installs what is missing and starts everything; returns when every process is healthy.
+///
+/// It must run in a multi-threaded tokio runtime, and takes SIGINT, SIGTERM and SIGHUP for itself.
+pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Running, UpError> {
+    let clock = Instant::now();
+    if options.detached {
+        // It fails only for the leader of a process group, who has no terminal to leave either.
+        let _ = nix::unistd::setsid();
+    }
+    let mut signals = Signals::new().map_err(system("handle signals"))?;
+    let UpOptions { topology, layout, .. } = &options;
+    let teller = Teller::new(progress);
+
+    state::prepare_directories(layout, &layout.media(topology.stack()))?;
+    let lock = Lock::acquire(layout)?;
+    sweep(layout, &teller).await?;
+    logs::cut_long(&layout.logs());
+    let listeners = Listeners {
+        public: bind("listen.address", &topology.stack().listen.address).await?,
+        metrics: match &topology.stack().listen.metrics {
+            Some(address) => Some(bind("listen.metrics", address).await?),
+            None => None,
+        },
+    };
+    let control = Arc::new(Control::new(topology, layout, teller, clock));
+    let server = control::serve(Arc::clone(&control))
+        .map_err(|source| UpError::Control { path: layout.control_socket(), source })?;
+    let session = Session { control: Arc::clone(&control), server, _lock: lock };
+
+    let mut down = control.down.subscribe();
+    let result = tokio::select! {
+        result = start(&options, listeners, &control) => result,
+        signal = signals.next() => Err(UpError::Interrupted { signal }),
+        _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "`matrix-stack down`" }),
+    };
+    match result {
+        Ok(begun) => {
+            let begun = Arc::new(begun);
+            control.phase.send_replace(Phase::Running);
+            control.begun.send_replace(Some(Arc::clone(&begun)));
+            let Started { processes, seconds, .. } = begun.started;
+            control.teller.tell(Event::Ready { processes, seconds });
+            let stack = UpStack { begun, session, drain: options.drain };
+            Ok(Running { stack: Arc::new(stack), signals })
+        }
+        Err(error) => {
+            stop(&session, Duration::ZERO, "the start failed".to_owned(), &mut signals).await;
+            Err(error)
+        }
+    }
+}
+
+/// Ends what a killed supervisor left.
+async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
+    let records = Records::load(layout);
+    let swept = tokio::task::spawn_blocking(move || records.sweep(SWEEP)).await;
+    let names = swept.map_err(|error| system("look for what an earlier run left")(io::Error::other(error)))??;
+    if !names.is_empty() {
+        let text = format!("ended what an earlier run had left: {}", names.join(", "));
+        teller.tell(Event::Note { text });
+    }
+    state::remove_sockets(&layout.sockets());
+    Ok(())
+}
+
+async fn bind(field: &'static str, address: &str) -> Result<TcpListener, UpError> {
+    let failed = |source| UpError::Bind { field, address: address.to_owned(), source };
+    let parsed: SocketAddr = address.parse().map_err(|error| failed(io::Error::other(error)))?;
+    TcpListener::bind(parsed).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => UpError::AddressInUse { field, address: parsed, holder: proc::listener(parsed) },
+        _ => failed(source),
+    })
+}
+
+/// What Synapse runs with, and what else is there.
+struct Programs {
+    python: PathBuf,
+    synapse: String,
+    /// Nothing of ours if PostgreSQL, Valkey and Synapse are all the user's own.
+    packages: Option<Packages>,
+}
+
+async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>) -> Result<Begun, UpError> {
+    let UpOptions { topology, layout, .. } = options;
+    let launcher = Launcher::this_program();
+    let installing = Instant::now();
+    let programs = programs(options, &launcher, &control.teller).await?;
+    let install_seconds = installing.elapsed();
+
+    let stack = topology.stack();
+    let secrets = config::secrets::ensure(stack, layout)?;
+    write_configuration(topology, layout)?;
+    let applied = Applied::load(layout)?;
+    let agreement = state::agreement(topology);
+
+    let router = start_router(topology, layout, listeners)?;
+    let units = units(options, &programs, &launcher, &secrets.database_password.path)?;
+    let processes = units.len();
+    let plan = Plan {
+        layout: layout.clone(),
+        units,
+        spawner: Spawner::new(launcher).map_err(system("start a thread"))?,
+        teller: control.teller.clone(),
+        width: width(options.fork_server),
+        external: External { database: stack.database.external.is_some(), cache: stack.redis.external.is_some() },
+        separate: !options.fork_server,
+        clock: control.clock,
+    };
+    let (supervisor, ended) = Supervisor::start(plan, router);
+    let supervisor = Arc::new(supervisor);
+    // Nobody else sets it.
+    let _ = control.supervisor.set(Arc::clone(&supervisor));
+
+    let same = applied.synapse == programs.synapse && applied.agreement == agreement;
+    let registering = async {
+        if applied.admin { Ok(None) } else { first_admin(options, &supervisor, control).await }
+    };
+    let starting = async {
+        let (admin, ()) = tokio::try_join!(registering, bring_up(&supervisor, same, ended))?;
+        Ok::<_, UpError>(admin)
+    };
+    let admin = match timeout(options.start_timeout, starting).await {
+        Ok(result) => result?,
+        Err(_) => {
+            let unhealthy = |entry: &&crate::supervisor::Entry| entry.state != State::Healthy && !entry.optional;
+            let names = supervisor.shared.board().entries().filter(unhealthy).map(|e| e.about.name.clone()).collect();
+            return Err(UpError::Timeout { limit: options.start_timeout, names });
+        }
+    };
+
+    let applied = Applied::new(programs.synapse, agreement, admin.is_none());
+    applied.save(layout)?;
+    let started = Started {
+        server_name: stack.server_name.to_string(),
+        url: stack.base_url(),
+        preset: topology.preset().to_string(),
+        processes,
+        synapse_processes: topology.instances().len(),
+        seconds: (control.clock.elapsed() - install_seconds).as_secs_f64(),
+        install_seconds: install_seconds.as_secs_f64(),
+        admin,
+    };
+    Ok(Begun { started, layout: layout.clone(), applied })
+}
+
+/// How many workers start at once. Forks are quickest all together; programs of their own take much memory and time
+/// while they import, and each is slower the more there are.
+fn width(forked: bool) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if forked { 1024 } else { cores + 1 }
+}
+
+async fn programs(options: &UpOptions, launcher: &Launcher, teller: &Teller) -> Result<Programs, UpError> {
+    let stack = options.topology.stack();
+    let own = stack.synapse.python.clone();
+    let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
+    let install = InstallOptions::new(&options.packages, launcher.clone());
+    // Dropped with this future, when the start is interrupted.
+    let _cancel = install.cancel_on_drop();
+    let (launcher, teller) = (launcher.clone(), teller.clone());
+    let find = move || {
+        let mut tell = |step: install::Step| teller.tell(Event::Step { text: step.to_string() });
+        let packages = if all_external { None } else { Some(install::ensure(&install, &mut tell)?) };
+        let (python, synapse) = match (own, &packages) {
+            (Some(python), _) => {
+                let version = install::check_python(&python, &launcher)?;
+                (python, version)
+            }
+            (None, Some(packages)) => (packages.python.clone(), packages.synapse_version.clone()),
+            (None, None) => unreachable!("packages are installed unless the user brings Synapse"),
+        };
+        Ok(Programs { python, synapse, packages })
+    };
+    match tokio::task::spawn_blocking(find).await {
+        Ok(programs) => programs,
+        Err(error) => Err(system("install")(io::Error::other(error))),
+    }
+}
+
+/// Writes every process's configuration, and removes that of processes that are no more.
+fn write_configuration(topology: &Topology, layout: &Layout) -> Result<(), UpError> {
+    let directory = layout.config();
+    let mut written = BTreeSet::new();
+    for file in render::synapse(topology, layout) {
+        state::write_private(&directory.join(&file.path), file.contents.as_bytes())?;
+        written.insert(file.path);
+    }
+    state::write_private(&fork_server_program(layout), forks::PROGRAM.as_bytes())?;
+    for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let ours = path.extension().is_some_and(|extension| extension == "yaml");
+        if ours && !written.contains(Path::new(&entry.file_name())) {
+            // What stays is read by nobody.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    Ok(())
+}
+
+fn fork_server_program(layout: &Layout) -> PathBuf {
+    layout.config().join("forkserver.py")
+}
+
+/// Starts the router, which holds every request until its processes are there.
+fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> Result<Router, UpError> {
+    let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
+    let settings = router::Settings::from_stack(topology.stack());
+    let snapshot = Snapshot::new(topology, settings).map_err(|error| refused(&error))?;
+    let options =
+        router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
+    let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
+    for instance in topology.instances() {
+        router.hold(&instance.name);
+    }
+    let serving = router.clone();
+    tokio::spawn(serving.serve(listeners.public));
+    if let Some(metrics) = listeners.metrics {
+        let serving = router.clone();
+        tokio::spawn(serving.serve_private(metrics));
+    }
+    Ok(router)
+}
+
+/// Every process to supervise, in the order in which `status` lists them.
+fn units(
+    options: &UpOptions,
+    programs: &Programs,
+    launcher: &Launcher,
+    database_password: &Path,
+) -> Result<Vec<(About, Kind)>, UpError> {
+    let UpOptions { topology, layout, .. } = options;
+    let stack = topology.stack();
+    let user = launch::unprivileged_user()?;
+    let mut units = Vec::new();
+    if let Some(packages) = &programs.packages {
+        if stack.database.external.is_none() {
+            units.push(postgres_unit(options, packages, user.clone(), launcher, database_password)?);
+        }
+        if stack.redis.external.is_none() {
+            let valkey = Valkey::new(packages, layout, user, launcher.clone());
+            let about = about("valkey", &["valkey-server"], Signal::SIGTERM);
+            let address = Some(Address::Unix { path: layout.valkey_socket() }.to_string());
+            units.push((About { address, ..about }, Kind::Valkey(Arc::new(valkey))));
+        }
+    }
+    if options.fork_server {
+        // Synapse takes its working directory as the default of some paths.
+        let spec = python(programs, layout).arg(fork_server_program(layout)).death_signal(Signal::SIGTERM);
+        let about = about("forkserver", &["forkserver.py"], Signal::SIGTERM);
+        units.push((about, Kind::ForkServer { spec: Box::new(spec) }));
+    }
+    for instance in topology.instances() {
+        units.push(synapse_unit(instance, programs, layout));
+    }
+    Ok(units)
+}
+
+fn postgres_unit(
+    options: &UpOptions,
+    packages: &Packages,
+    user: Option<User>,
+    launcher: &Launcher,
+    database_password: &Path,
+) -> Result<(About, Kind), UpError> {
+    let UpOptions { topology, layout, .. } = options;
+    let cluster = Arc::new(Cluster::new(packages, layout, user, launcher.clone()));
+    let settings = postgres::Settings {
+        max_connections: topology.max_connections(),
+        // Unknown, PostgreSQL gets the settings of a small machine.
+        memory_bytes: proc::memory_bytes().unwrap_or(1 << 30),
+    };
+    let password = config::secrets::read(database_password)?.expose().to_owned();
+    let about = about("postgres", &["bin/postgres"], Signal::SIGINT);
+    let address = Some(Address::Unix { path: layout.postgres_socket_dir() }.to_string());
+    Ok((About { address, ..about }, Kind::Postgres { cluster, settings, password }))
+}
+
+fn synapse_unit(instance: &Instance, programs: &Programs, layout: &Layout) -> (About, Kind) {
+    let args = render::config_args(layout, instance);
+    let alone = python(programs, layout).args(["-m", instance.app.module()]).args(&args);
+    let about = About {
+        name: instance.name.clone(),
+        group: instance.group.clone(),
+        roles: instance.roles.iter().map(ToString::to_string).collect(),
+        address: Some(instance.client.as_ref().unwrap_or(&instance.private).to_string()),
+        // As its title has it; before it has set that, as the fork server is called; by itself, as it was started.
+        marks: vec![format!("synapse: {}", instance.name), "forkserver.py".to_owned(), instance.app.module().to_owned()],
+        stop: Signal::SIGTERM as i32,
+    };
+    (about, Kind::Synapse { instance: Box::new(instance.clone()), args, alone: Box::new(alone) })
+}
+
+/// Python with Synapse, free of what the user's environment says to Python and Synapse.
+fn python(programs: &Programs, layout: &Layout) -> Spec {
+    let spec = Spec::new(&programs.python).arg("-I").directory(layout.data_dir()).umask(0o077);
+    std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_str().is_some_and(|name| name.starts_with("PYTHON") || name.starts_with("SYNAPSE_")))
+        .fold(spec, Spec::env_remove)
+}
+
+fn about(name: &str, marks: &[&str], stop: Signal) -> About {
+    About {
+        name: name.to_owned(),
+        group: name.to_owned(),
+        roles: vec![name.to_owned()],
+        address: None,
+        marks: marks.iter().map(ToString::to_string).collect(),
+        stop: stop as i32,
+    }
+}
+
+/// Waits until every process is healthy; fails if one ends again and again.
+async fn bring_up(
+    supervisor: &Supervisor,
+    same: bool,
+    mut ended: mpsc::UnboundedReceiver<Ended>,
+) -> Result<(), UpError> {
+    let workers = async {
+        let fresh = supervisor.database().await;
+        let schema = async {
+            // After a change of stream writers main must be the first to look at the stream positions: parallel
+            // starts fail there. In a new database there are none.
+            if fresh || same { supervisor.schema().await } else { std::future::pending().await }
+        };
+        let separate = async {
+            // Processes that start one by one are too slow to come in each other's way.
+            if same && !fresh { supervisor.separate().await } else { std::future::pending().await }
+        };
+        tokio::select! {
+            () = schema => {}
+            () = separate => {}
+            () = supervisor.healthy("main") => {}
+        }
+        supervisor.let_workers_start();
+        supervisor.all_healthy().await;
+    };
+    tokio::pin!(workers);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut workers => return Ok(()),
+            Some(end) = ended.recv() => {
+                if is_hopeless(&end) {
+                    let Ended { name, reason, lines, .. } = end;
+                    return Err(UpError::Process { name, reason, lines });
+                }
+                tracing::debug!(process = end.name, reason = end.reason, "ended while starting");
+            }
+        }
+    }
+}
+
+/// Whether another try would end like this one.
+fn is_hopeless(end: &Ended) -> bool {
+    let limit = match end.name.as_str() {
+        "postgres" | "valkey" | "forkserver" | "main" => 2,
+        // Parallel starts may fail at the database's isolation once or twice.
+        _ => 4,
+    };
+    end.in_a_row >= limit || end.lines.iter().any(|line| line.starts_with("Error in configuration"))
+}
+
+/// Creates the first administrator, with a password that is kept until it was shown.
+async fn first_admin(
+    options: &UpOptions,
+    supervisor: &Supervisor,
+    control: &Control,
+) -> Result<Option<Admin>, UpError> {
+    let UpOptions { topology, layout, admin: name, .. } = options;
+    supervisor.healthy("main").await;
+    let file = password_file(layout);
+    let (password, kept) = if file.exists() {
+        (config::secrets::read(&file)?, true)
+    } else {
+        let password = Secret::generate()?;
+        state::write_private(&file, password.expose().as_bytes())?;
+        (password, false)
+    };
+    let secret = config::secrets::read(&layout.secret_paths(topology.stack()).registration_shared_secret.path)?;
+    let main = topology.main();
+    let account = Account { name, password: password.expose(), admin: true };
+    let known = Admin {
+        user_id: format!("@{name}:{}", topology.stack().server_name),
+        password: password.expose().to_owned(),
+    };
+    match users::register(main.client.as_ref().unwrap_or(&main.private), secret.expose(), account).await {
+        Ok(_) => Ok(Some(known)),
+        // An earlier start created it and broke off before it could show the password.
+        Err(UserError::Exists { .. }) if kept => Ok(Some(known)),
+        Err(UserError::Exists { .. }) => {
+            let text = format!("the user `{name}` exists already, so no first administrator is created");
+            control.teller.tell(Event::Note { text });
+            let _ = std::fs::remove_file(file);
+            Ok(None)
+        }
+        Err(error) => Err(UpError::Admin(error)),
+    }
+}
+
+/// Stops everything: the router lets requests finish, workers go before main, the database is last.
+async fn stop(session: &Session, drain: Duration, reason: String, signals: &mut Signals) {
+    let Session { control, .. } = session;
+    let clock = Instant::now();
+    control.phase.send_replace(Phase::Stopping);
+    control.teller.tell(Event::Stopping { reason });
+    if let Some(supervisor) = control.supervisor.get() {
+        let stopping = async {
+            supervisor.shared.router.shutdown(drain).await;
+            supervisor.stop().await;
+        };
+        tokio::pin!(stopping);
+        tokio::select! {
+            () = &mut stopping => {}
+            signal = signals.next() => {
+                control.teller.tell(Event::Note { text: format!("{signal} received again: hurrying") });
+                supervisor.shared.hurry();
+                supervisor.shared.router.shutdown(Duration::ZERO).await;
+                stopping.await;
+            }
+        }
+    }
+    control.teller.tell(Event::Down { seconds: clock.elapsed().as_secs_f64() });
+    control.ended.send_replace(true);
+    session.server.finish(GOODBYE).await;
+}
+
+/// Starts `command`, which calls [`up`] with [`UpOptions::detached`], in the background, and waits until its stack has
+/// started.
+///
+/// Its output goes to `supervisor.log`. The first administrator's password comes through the control socket, once.
+pub async fn detach(
+    command: std::process::Command,
+    layout: &Layout,
+    progress: Arc<dyn Progress>,
+) -> Result<Started, UpError> {
+    const POLL: Duration = Duration::from_millis(25);
+    let logs = layout.logs();
+    std::fs::create_dir_all(layout.data_dir()).map_err(state::file_error("make", layout.data_dir()))?;
+    state::make_directory(&logs, 0o700)?;
+    let path = layout.log("supervisor");
+    let log_start = logs::length(&path);
+    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(state::file_error("open", &path))?;
+    let mut signals = Signals::new().map_err(system("handle signals"))?;
+
+    let mut command = tokio::process::Command::from(command);
+    let errors = log.try_clone().map_err(system("open a file twice"))?;
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let mut child = command.spawn().map_err(system("start the background process"))?;
+    let pid = child.id();
+
+    let follow = async {
+        loop {
+            if let Ok(connection) = Connection::open(layout, Op::Watch).await
+                && let Some(started) = watch(connection, pid, progress.as_ref()).await
+            {
+                return started;
+            }
+            sleep(POLL).await;
+        }
+    };
+    tokio::select! {
+        started = follow => Ok(started),
+        _ = child.wait() => Err(UpError::Background { output: last_words(&path, log_start) }),
+        signal = signals.next() => {
+            if let Some(child) = pid.and_then(proc::ProcessId::of) {
+                child.signal(Signal::SIGTERM);
+            }
+            // It stops what it has started, and is bounded in that.
+            let _ = child.wait().await;
+            Err(UpError::Interrupted { signal })
+        }
+    }
+}
+
+/// Follows the start of the supervisor `pid`; nothing if another one answers, or it breaks off.
+async fn watch(mut connection: Connection, pid: Option<u32>, progress: &dyn Progress) -> Option<Started> {
+    loop {
+        match connection.next().await.ok()?? {
+            Reply::Supervisor(who) if Some(who) != pid => return None,
+            Reply::Event(event) => progress.event(&event),
+            Reply::Done(value) => return serde_json::from_value(value).ok(),
+            Reply::Error(_) => return None,
+            Reply::Supervisor(_) | Reply::Restarted(_) => {}
+        }
+    }
+}
+
+/// The error that a background process ended with: its last line that starts with `error:`, and what follows.
+fn last_words(log: &Path, start: u64) -> String {
+    let lines = logs::tail_since(log, start);
+    let from = lines.iter().rposition(|line| line.starts_with("error:")).unwrap_or_default();
+    let text = lines[from..].join("\n");
+    match text.strip_prefix("error:").unwrap_or(&text).trim() {
+        "" => format!("the background process ended without a word; see {}", log.display()),
+        text => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_address_names_its_holder() {
+        let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = held.local_addr().unwrap().to_string();
+        let error = bind("listen.address", &address).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&address) && text.contains("listen.address"), "{text}");
+        assert!(text.contains(&format!("by process {}", std::process::id())), "{text}");
+        // 192.0.2.0/24 is for documentation and on no machine.
+        assert!(matches!(bind("listen.address", "192.0.2.1:1").await, Err(UpError::Bind { .. })));
+    }
+
+    #[test]
+    fn configuration_errors_are_not_tried_again() {
+        let end = |name: &str, in_a_row, line: &str| Ended {
+            name: name.into(),
+            reason: "exit code 1".into(),
+            lines: vec![line.into()],
+            in_a_row,
+        };
+        assert!(is_hopeless(&end("sync_1", 1, "Error in configuration at 'x':")));
+        assert!(!is_hopeless(&end("sync_1", 3, "psycopg2.errors.SerializationFailure")));
+        assert!(is_hopeless(&end("sync_1", 4, "psycopg2.errors.SerializationFailure")));
+        assert!(!is_hopeless(&end("postgres", 1, "")) && is_hopeless(&end("postgres", 2, "")));
+    }
+
+    #[test]
+    fn the_last_words_are_the_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("supervisor.log");
+        std::fs::write(&path, "   0.10 s  starting\nerror: main does not start: exit code 1\n    line\n").unwrap();
+        assert_eq!(last_words(&path, 0), "main does not start: exit code 1\n    line");
+        assert!(last_words(&path, logs::length(&path)).contains("without a word"));
+    }
+}
