@@ -1,1 +1,43 @@
-fn main() {}
+//! The `matrix-stack` command: parses arguments, calls the crates below, prints, and chooses the exit code.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (the message says what to do),
+//! 2 wrong usage.
+
+mod args;
+mod commands;
+mod machine;
+mod place;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    // Before anything else: a process that is about to become PostgreSQL, say, must start no threads and parse no more.
+    if let Some(code) = runtime::launch::intercept() {
+        return code;
+    }
+    let arguments = args::Arguments::parse();
+    match commands::run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints an error the way that suits it: a report about a file shows the file, everything else its chain of causes.
+fn complain(error: &anyhow::Error) {
+    if let Some(report) = error.downcast_ref::<config::Report>() {
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        if colour {
+            eprintln!("{}", report.coloured());
+        } else {
+            eprintln!("{report}");
+        }
+        return;
+    }
+    eprintln!("error: {error:#}");
+}

@@ -1,0 +1,213 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use model::Preset;
+
+/// Plans, checks, runs, routes, watches and repairs a complete self-hosted Matrix deployment.
+#[derive(Debug, Parser)]
+#[command(name = "matrix-stack", version, max_term_width = 110, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Which stack.
+    #[command(flatten)]
+    pub(crate) stack: StackArguments,
+}
+
+/// Which stack a command is about, and what is changed for this once.
+#[derive(Debug, Args)]
+pub(crate) struct StackArguments {
+    /// The stack file [default: stack.yaml where it exists, else a stack called `localhost`]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The stack's data directory, above what the stack file says
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The layout of processes, above what the stack file says
+    #[arg(long, global = true, value_name = "NAME", value_parser = preset)]
+    pub(crate) preset: Option<Preset>,
+}
+
+fn preset(name: &str) -> Result<Preset, String> {
+    name.parse()
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a commented stack.yaml
+    Init(Init),
+    /// Say everything that is wrong with the stack file, or nothing
+    Check,
+    /// Show which processes the stack means, what they need, or what a change would restart
+    Plan(Plan),
+    /// Install what is missing and run the whole stack
+    Up(Up),
+    /// Show every process of the running stack
+    Status(Json),
+    /// Show the processes' logs
+    Logs(Logs),
+    /// Restart processes of the running stack
+    Restart {
+        /// Names of processes, roles or groups
+        #[arg(required = true, value_name = "NAME|ROLE")]
+        names: Vec<String>,
+    },
+    /// Stop the running stack
+    Down,
+    /// Accounts
+    #[command(subcommand)]
+    User(User),
+    /// Write files for other programs
+    #[command(subcommand)]
+    Render(Render),
+    /// Write the Synapse configuration of one process, as in a container
+    Configure(Configure),
+    /// Where requests go, and why
+    #[command(subcommand)]
+    Routes(Routes),
+    /// Print the JSON Schema of stack.yaml
+    Schema,
+}
+
+/// `init`.
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// The server name, which is the domain in user IDs
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub(crate) server_name: String,
+    /// Where to write; `-` for stdout
+    #[arg(long, short, value_name = "FILE", default_value = "stack.yaml")]
+    pub(crate) out: PathBuf,
+}
+
+/// `plan`.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// Recommend a layout for this many users
+    #[arg(long, value_name = "N", conflicts_with = "against", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) users: Option<u32>,
+    /// Compare with another stack file: what would happen if that one took this one's place
+    #[arg(long, value_name = "FILE")]
+    pub(crate) against: Option<PathBuf>,
+    /// Output.
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+/// Output as JSON.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `up`.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Return once everything is healthy, and leave the stack running in the background
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// This is the process in the background that `--detach` leaves
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub(crate) detached: bool,
+    /// Where clients reach the stack, above what the stack file says
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Where Synapse, PostgreSQL and Valkey are installed; stacks share it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) packages_dir: Option<PathBuf>,
+    /// Start one Python for each process instead of forking them from one parent
+    #[arg(long)]
+    pub(crate) no_fork_server: bool,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Go on as the logs grow
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many lines of each log to begin with
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub(crate) lines: usize,
+    /// Names of processes, roles or groups [default: all]
+    #[arg(value_name = "ROLE|NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// `user`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum User {
+    /// Create an account on the running stack
+    Add {
+        /// The localpart: `alice` for `@alice:example.org`
+        name: String,
+        /// The file that holds the password; `-` for stdin [default: one is made and printed]
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// Make it a server administrator
+        #[arg(long)]
+        admin: bool,
+    },
+}
+
+/// `render`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Render {
+    /// Synapse's configuration: one shared file and one for each process
+    Synapse {
+        /// The directory to write to; it is made
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+/// `configure`.
+#[derive(Debug, Args)]
+pub(crate) struct Configure {
+    /// The process
+    #[arg(long, value_name = "NAME")]
+    pub(crate) instance: String,
+    /// The directory to write to [default: `config` in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// `routes`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Routes {
+    /// Say where one request goes, and why
+    Explain {
+        /// The HTTP method
+        method: String,
+        /// The path, with its query if it has one
+        path: String,
+        /// Output.
+        #[command(flatten)]
+        json: Json,
+    },
+    /// List every endpoint with the role that serves it
+    List {
+        /// Output.
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Print the endpoint table of an installed Synapse
+    Extract {
+        /// The Python interpreter of the environment that Synapse is installed in
+        #[arg(long, value_name = "FILE")]
+        python: PathBuf,
+    },
+    /// Show which endpoints differ between two versions of Synapse
+    Diff {
+        /// A version whose table this program has, or a file that `routes extract` made
+        old: String,
+        /// Another
+        new: String,
+    },
+}

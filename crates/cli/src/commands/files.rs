@@ -1,0 +1,52 @@
+//! `render` and `configure`: files for other programs.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+use render::RenderedFile;
+
+use crate::args::Configure;
+use crate::place::Place;
+
+pub(crate) fn render_synapse(place: &Place, out: &Path) -> anyhow::Result<()> {
+    let files = render::synapse(&place.plan()?, &place.layout);
+    write(out, &files)?;
+    eprintln!("wrote {} files to `{}`", files.len(), out.display());
+    Ok(())
+}
+
+pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<()> {
+    let topology = place.plan()?;
+    let files = render::synapse_instance(&topology, &place.layout, &arguments.instance).ok_or_else(|| {
+        let names: Vec<_> = topology.instances().iter().map(|i| i.name.as_str()).collect();
+        anyhow!("there is no process `{}`; this stack has {}", arguments.instance, names.join(", "))
+    })?;
+    let out = arguments.out.clone().unwrap_or_else(|| place.layout.config());
+    write(&out, &files)?;
+    eprintln!("wrote {} files to `{}`", files.len(), out.display());
+    Ok(())
+}
+
+/// Writes files that may hold what a user passed through, so they are for the owner alone.
+fn write(out: &Path, files: &[RenderedFile]) -> anyhow::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(|| {
+        format!("cannot make the directory `{}`; choose another with `--out DIR`", out.display())
+    })?;
+    for file in files {
+        let path = out.join(&file.path);
+        let write = || -> std::io::Result<()> {
+            // A new file takes the old one's place whole: a process that starts meanwhile reads one or the other.
+            let temporary = path.with_extension("new");
+            let _ = fs::remove_file(&temporary);
+            let mut handle =
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            handle.write_all(file.contents.as_bytes())?;
+            fs::rename(&temporary, &path)
+        };
+        write().with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
+    Ok(())
+}

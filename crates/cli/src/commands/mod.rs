@@ -1,0 +1,55 @@
+//! One module a command.
+
+mod files;
+mod init;
+mod plan;
+mod routes;
+mod running;
+mod up;
+
+use std::process::ExitCode;
+
+use crate::args::{Arguments, Command, Render};
+use crate::place::Place;
+
+/// Runs a command.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let stack = &arguments.stack;
+    match &arguments.command {
+        Command::Init(init) => init::init(init, stack.preset)?,
+        Command::Check => plan::check(stack)?,
+        Command::Plan(plan) => plan::plan(plan, stack)?,
+        Command::Up(up) => return up::up(up, stack),
+        Command::Status(json) => return running::status(&Place::find(stack)?, json.json),
+        Command::Logs(logs) => running::logs(&Place::find(stack)?, logs)?,
+        Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
+        Command::Down => running::down(&Place::find(stack)?)?,
+        Command::User(user) => running::user(&Place::find(stack)?, user)?,
+        Command::Render(Render::Synapse { out }) => files::render_synapse(&Place::find(stack)?, out)?,
+        Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
+        Command::Routes(routes) => routes::routes(routes, stack)?,
+        Command::Schema => {
+            print_json(&config::schema())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a value as JSON on stdout.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Writes to stdout. A reader that goes away (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Runs a future to its end. The runtime has worker threads, because the router lives in this process.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}

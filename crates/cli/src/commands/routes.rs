@@ -1,0 +1,128 @@
+//! `routes`: where requests go, and why.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use model::{Preset, Topology};
+use routes::{Explanation, Features, Matcher, Options, Table};
+use serde_json::json;
+
+use crate::args::{Routes, StackArguments};
+use crate::place::Place;
+
+pub(crate) fn routes(command: &Routes, stack: &StackArguments) -> anyhow::Result<()> {
+    match command {
+        Routes::Explain { method, path, json } => {
+            let explanation = matcher(&topology(stack)?)?.explain(&method.to_ascii_uppercase(), path);
+            if json.json { super::print_json(&explanation) } else { super::print(&describe(&explanation)) }
+        }
+        Routes::List { json } => {
+            let matcher = matcher(&topology(stack)?)?;
+            if json.json { super::print_json(&rows(&matcher)) } else { super::print(&list(&matcher)) }
+        }
+        Routes::Extract { python } => super::print(&extract(python)?),
+        Routes::Diff { old, new } => {
+            let (old, new) = (table(old)?, table(new)?);
+            let difference = old.diff(&new);
+            super::print(&if difference.is_empty() { "no endpoint differs\n".to_owned() } else { difference.to_string() })
+        }
+    }
+}
+
+/// Every route that a stack's processes serve, for programs.
+fn rows(matcher: &Matcher) -> Vec<serde_json::Value> {
+    matcher
+        .routes()
+        .iter()
+        .filter(|route| route.active)
+        .map(|route| {
+            json!({
+                "method": route.method,
+                "template": route.template,
+                "role": route.primary(),
+                "roles": route.chain,
+                "class": route.class.name,
+                "instances": matcher.instances(route.primary()),
+            })
+        })
+        .collect()
+}
+
+/// The same for people.
+fn list(matcher: &Matcher) -> String {
+    let mut out = String::new();
+    for route in matcher.routes().iter().filter(|route| route.active) {
+        let (Some(method), Some(template)) = (route.method, &route.template) else { continue };
+        let _ = writeln!(out, "{method:6} {:25} {template}", route.primary().name());
+    }
+    out
+}
+
+fn describe(explanation: &Explanation) -> String {
+    let mut out = format!("{} {}\n{}\n", explanation.method, explanation.path, explanation.reason);
+    let names = |roles: &[model::Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", then ");
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            let _ = writeln!(out, "  {name:10} {value}");
+        }
+    };
+    line("class", explanation.class.map(str::to_owned));
+    line("template", explanation.template.clone());
+    line("roles", Some(names(&explanation.roles)));
+    line("instances", Some(explanation.instances.join(", ")));
+    line("balance", explanation.role.map(|_| explanation.balance.to_string()));
+    line("key", explanation.key_value.clone().or_else(|| explanation.key.map(str::to_owned)));
+    line("timeout", explanation.timeout_seconds.map(|seconds| format!("{seconds} s")));
+    line("cap", explanation.cap.map(|cap| format!("{cap} requests in flight at one instance")));
+    out
+}
+
+/// Asks an installed Synapse for its endpoint table.
+fn extract(python: &Path) -> anyhow::Result<String> {
+    let output = Command::new(python)
+        .args(["-I", "-c", routes::EXTRACT_PY])
+        .output()
+        .with_context(|| format!("cannot run `{}`; name the Python of Synapse's environment", python.display()))?;
+    if !output.status.success() {
+        bail!(
+            "Synapse's endpoints cannot be read with `{}`; name the Python of an environment with Synapse in it:\n{}",
+            python.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The table of a version that this program has, or that a file made by `routes extract` holds.
+fn table(name: &str) -> anyhow::Result<Cow<'static, Table>> {
+    if let Some(table) = Table::for_version(name) {
+        return Ok(Cow::Borrowed(table));
+    }
+    let versions: Vec<_> = Table::all().iter().map(Table::version).collect();
+    let text = std::fs::read_to_string(name).with_context(|| {
+        format!("there is no table of Synapse {name}; name one of {} or a file", versions.join(", "))
+    })?;
+    Ok(Cow::Owned(Table::parse(&text)?))
+}
+
+/// The topology that routes are explained for: the stack's, and every role's where there is no stack at hand.
+fn topology(stack: &StackArguments) -> anyhow::Result<Topology> {
+    let mut place = Place::find(stack)?;
+    if place.loaded.name().is_none() && stack.preset.is_none() {
+        place.loaded.stack.preset = Some(Preset::Full);
+    }
+    place.plan()
+}
+
+/// The matcher of a topology.
+pub(crate) fn matcher(topology: &Topology) -> anyhow::Result<Matcher> {
+    let stack = topology.stack();
+    let options = Options {
+        admin_open: stack.listen.admin_api,
+        features: Features::from_synapse_options(&stack.synapse.extra),
+    };
+    Ok(Matcher::compile(Table::newest(), topology, &options)?)
+}

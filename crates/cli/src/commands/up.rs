@@ -1,0 +1,94 @@
+//! `up`: install what is missing, and run the whole stack.
+
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use model::Network;
+use runtime::progress::{self, Progress};
+use runtime::{Running, Started, UpOptions};
+
+use crate::args::{StackArguments, Up};
+use crate::place::Place;
+
+pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitCode> {
+    let mut place = Place::find(stack)?;
+    if let Some(listen) = &arguments.listen {
+        place.loaded.stack.listen.address.clone_from(listen);
+    }
+    if matches!(place.loaded.stack.network, Network::Hosts(_)) {
+        bail!(
+            "`network: hosts` gives each process a host of its own, and `up` runs all on this machine; remove \
+             `network`, or run each process with `matrix-stack configure --instance NAME`"
+        );
+    }
+    let topology = place.plan()?;
+    // The routing table must be good before anything is installed or started.
+    super::routes::matcher(&topology)?;
+    if let Some((preset, why)) = &place.chosen
+        && !arguments.detached
+    {
+        eprintln!("preset `{preset}`: {why}");
+    }
+    let packages = match &arguments.packages_dir {
+        Some(dir) => std::path::absolute(dir).context("the packages directory has no absolute path")?,
+        None => Place::packages_dir()?,
+    };
+
+    let mut options = UpOptions::new(topology, place.layout.clone(), packages);
+    options.detached = arguments.detached;
+    options.fork_server = !arguments.no_fork_server;
+    let display = progress::for_stderr();
+    super::block_on(async {
+        if arguments.detach {
+            let started = runtime::detach(in_background()?, &place.layout, display).await?;
+            announce(&started)?;
+            eprintln!(
+                "it runs in the background: see `matrix-stack status`, stop it with `matrix-stack down`"
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
+        foreground(options, display).await
+    })
+}
+
+async fn foreground(options: UpOptions, display: Arc<dyn Progress>) -> anyhow::Result<ExitCode> {
+    let detached = options.detached;
+    let running: Running = runtime::up(options, display).await?;
+    if !detached {
+        announce(running.started())?;
+        running.admin_shown();
+        eprintln!("press Ctrl-C to stop it");
+    }
+    running.wait_until_stopped().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// This command once more, as the one that stays.
+fn in_background() -> anyhow::Result<Command> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(program);
+    for argument in std::env::args_os().skip(1) {
+        if argument == "--detach" {
+            command.arg("--detached");
+        } else {
+            command.arg(argument);
+        }
+    }
+    Ok(command)
+}
+
+/// Tells where the stack is, and the first administrator's password, which is shown this once.
+fn announce(started: &Started) -> anyhow::Result<()> {
+    let mut text = format!(
+        "{} is up at {} ({} processes, {} of them Synapse, in {:.1} s)\n",
+        started.server_name, started.url, started.processes, started.synapse_processes, started.seconds
+    );
+    if let Some(admin) = &started.admin {
+        text += &format!(
+            "admin user {}\npassword   {}\n(shown this once; set another with your client)\n",
+            admin.user_id, admin.password
+        );
+    }
+    super::print(&text)
+}
