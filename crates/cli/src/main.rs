@@ -39,5 +39,13 @@ fn complain(error: &anyhow::Error) {
         }
         return;
     }
-    eprintln!("error: {error:#}");
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1) {
+        // Most errors here already tell their cause in their own sentence.
+        let cause = cause.to_string();
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    eprintln!("error: {message}");
 }

@@ -138,6 +138,15 @@ fn routes_are_explained_without_a_stack_file_for_every_role() {
 }
 
 #[test]
+fn versions_of_the_endpoint_table_are_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    insta::assert_snapshot!(run(directory.path(), &["routes", "diff", "1.162", "1.163"]));
+    insta::assert_snapshot!("no_such_table", run(directory.path(), &["routes", "diff", "1.1", "1.163"]));
+    let list = json(directory.path(), &["routes", "list", "--json"]);
+    assert!(list.as_array().unwrap().len() > 500, "every endpoint of a full stack is listed");
+}
+
+#[test]
 fn synapse_files_are_rendered_for_all_or_for_one() {
     let directory = with_stack(GOOD);
     let all = directory.path().join("all");
@@ -212,6 +221,7 @@ fn the_manual_of_commands_is_up_to_date() {
         &["routes", "explain"],
         &["routes", "list"],
         &["routes", "extract"],
+        &["routes", "diff"],
         &["schema"],
     ] {
         page.push_str(&format!("\n## `{}`\n\n{}", words.join(" "), help(words)));

@@ -27,7 +27,11 @@ pub(crate) fn routes(command: &Routes, stack: &StackArguments) -> anyhow::Result
         Routes::Diff { old, new } => {
             let (old, new) = (table(old)?, table(new)?);
             let difference = old.diff(&new);
-            super::print(&if difference.is_empty() { "no endpoint differs\n".to_owned() } else { difference.to_string() })
+            super::print(&if difference.is_empty() {
+                "no endpoint differs\n".to_owned()
+            } else {
+                difference.to_string()
+            })
         }
     }
 }
@@ -63,7 +67,8 @@ fn list(matcher: &Matcher) -> String {
 
 fn describe(explanation: &Explanation) -> String {
     let mut out = format!("{} {}\n{}\n", explanation.method, explanation.path, explanation.reason);
-    let names = |roles: &[model::Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", then ");
+    let names =
+        |roles: &[model::Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", then ");
     let mut line = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             let _ = writeln!(out, "  {name:10} {value}");
@@ -82,10 +87,10 @@ fn describe(explanation: &Explanation) -> String {
 
 /// Asks an installed Synapse for its endpoint table.
 fn extract(python: &Path) -> anyhow::Result<String> {
-    let output = Command::new(python)
-        .args(["-I", "-c", routes::EXTRACT_PY])
-        .output()
-        .with_context(|| format!("cannot run `{}`; name the Python of Synapse's environment", python.display()))?;
+    let output =
+        Command::new(python).args(["-I", "-W", "ignore", "-c", routes::EXTRACT_PY]).output().with_context(
+            || format!("cannot run `{}`; name the Python of Synapse's environment", python.display()),
+        )?;
     if !output.status.success() {
         bail!(
             "Synapse's endpoints cannot be read with `{}`; name the Python of an environment with Synapse in it:\n{}",

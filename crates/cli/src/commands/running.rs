@@ -123,6 +123,8 @@ const LONGEST_PASSWORD: u64 = 4096;
 
 pub(crate) fn user(place: &Place, command: &User) -> anyhow::Result<()> {
     let User::Add { name, password_file, admin } = command;
+    // First of all, so that nobody is asked for a password in vain.
+    super::block_on(async { Ok(client::status(&place.layout).await?) })?;
     let (password, made) = match password_file {
         Some(file) if file.as_os_str() == "-" => (read_password(std::io::stdin())?, false),
         Some(file) => {
