@@ -9,6 +9,7 @@ use http::header::CONNECTION;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use model::{Balance, Role};
@@ -85,12 +86,14 @@ pub(crate) async fn handle(
         }
         Ok(Served::Here(response)) => {
             record.status = Some(response.status());
+            record.bytes_out = length(&response);
             record.finish(None);
             response.map(Reply::Full)
         }
         Err(failure) => {
             let response = answer::failure(failure);
             record.status = Some(response.status());
+            record.bytes_out = length(&response);
             record.finish(Some(failure));
             response.map(Reply::Full)
         }
@@ -103,6 +106,10 @@ pub(crate) async fn handle(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+fn length(response: &Response<Full<Bytes>>) -> u64 {
+    response.body().size_hint().exact().unwrap_or_default()
 }
 
 /// Ends when requests that wait must be answered.
@@ -199,6 +206,8 @@ impl Journey<'_> {
             let settings = active.settings();
             let class = forward.route.class;
             record.class = Some(class);
+            // Until another stands in for it.
+            record.role = Some(forward.route.primary());
             let payload = match &mut taking.payload {
                 Some(payload) => payload,
                 none => {

@@ -358,3 +358,24 @@ async fn unknown_paths_go_to_main_and_are_counted() {
     assert_eq!(lab.send(get("/_matrix/client/unstable/org.example.new/thing")).await.instance(), "main");
     assert!((lab.metric("matrix_stack_router_unknown_paths_total") - 1.0).abs() < 0.1);
 }
+
+#[tokio::test]
+async fn instances_on_tcp_are_reached_too() {
+    let mut described = stack(&[]);
+    // A port that is free now; the topology counts two up from it.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().min(65_000);
+    described.network = model::Network::Tcp(model::Tcp { base_port: free, ..model::Tcp::default() });
+    let lab = Lab::without_upstreams(described, quick()).await;
+    let Some(model::Address::Tcp { host, port }) = lab.topology.main().client.clone() else {
+        panic!("the stack uses TCP");
+    };
+    let upstream = tokio::net::TcpListener::bind((host, port)).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = upstream.accept().await {
+            let service = hyper::service::service_fn(|request| crate::lab::echo("main", request));
+            let io = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+        }
+    });
+    assert_eq!(lab.get("/_matrix/client/versions").await.instance(), "main");
+}
