@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod log;
 mod machine;
 mod place;
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments = args::Arguments::parse();
+    log::start(matches!(&arguments.command, args::Command::Up(up) if up.detached));
     match commands::run(arguments) {
         Ok(code) => code,
         Err(error) => {
