@@ -17,7 +17,7 @@ fn read(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// `MemTotal` of `/proc/meminfo`, in bytes (proc_meminfo(5): its "kB" are KiB).
+/// `MemTotal` of `/proc/meminfo`, in bytes (its "kB" are KiB: `man 5 proc_meminfo`).
 fn total_of_meminfo(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     }
     let arguments = args::Arguments::parse();
     log::start(matches!(&arguments.command, args::Command::Up(up) if up.detached));
-    match commands::run(arguments) {
+    match commands::run(&arguments) {
         Ok(code) => code,
         Err(error) => {
             complain(&error);

@@ -40,7 +40,7 @@ impl Place {
     /// The default directory of installed packages.
     pub(crate) fn packages_dir() -> anyhow::Result<PathBuf> {
         let home = Home::of_this_process();
-        config::default_packages_dir(home.is_root, home.home.as_deref(), home.data.as_deref()).ok_or_else(
+        config::default_packages_dir(home.is_root, home.directory.as_deref(), home.data.as_deref()).ok_or_else(
             || anyhow!("neither HOME nor XDG_DATA_HOME is set; say where to install with `--packages-dir`"),
         )
     }
@@ -63,7 +63,7 @@ fn data_dir(arguments: &StackArguments, loaded: &Loaded) -> anyhow::Result<PathB
         .or_else(|| loaded.stack.data_dir.clone())
         .or_else(|| {
             let name = &loaded.stack.server_name;
-            config::default_data_dir(name, home.is_root, home.home.as_deref(), home.data.as_deref())
+            config::default_data_dir(name, home.is_root, home.directory.as_deref(), home.data.as_deref())
         })
         .ok_or_else(|| {
             anyhow!("neither HOME nor XDG_DATA_HOME is set; say where the data goes with `--data-dir`")
@@ -75,7 +75,7 @@ fn data_dir(arguments: &StackArguments, loaded: &Loaded) -> anyhow::Result<PathB
 /// What the environment says about where data belongs.
 struct Home {
     is_root: bool,
-    home: Option<PathBuf>,
+    directory: Option<PathBuf>,
     data: Option<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ impl Home {
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self {
             is_root: nix::unistd::geteuid().is_root(),
-            home: variable("HOME"),
+            directory: variable("HOME"),
             data: variable("XDG_DATA_HOME"),
         }
     }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -224,7 +225,7 @@ fn the_manual_of_commands_is_up_to_date() {
         &["routes", "diff"],
         &["schema"],
     ] {
-        page.push_str(&format!("\n## `{}`\n\n{}", words.join(" "), help(words)));
+        write!(page, "\n## `{}`\n\n{}", words.join(" "), help(words)).unwrap();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli.md");
     if std::env::var_os("UPDATE_FILES").is_some() {

@@ -13,7 +13,7 @@ use crate::args::{Arguments, Command, Render};
 use crate::place::Place;
 
 /// Runs a command.
-pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let stack = &arguments.stack;
     match &arguments.command {
         Command::Init(init) => init::init(init, stack.preset)?,

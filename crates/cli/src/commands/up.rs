@@ -1,5 +1,6 @@
 //! `up`: install what is missing, and run the whole stack.
 
+use std::fmt::Write as _;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
@@ -85,10 +86,8 @@ fn announce(started: &Started) -> anyhow::Result<()> {
         started.server_name, started.url, started.processes, started.synapse_processes, started.seconds
     );
     if let Some(admin) = &started.admin {
-        text += &format!(
-            "admin user {}\npassword   {}\n(shown this once; set another with your client)\n",
-            admin.user_id, admin.password
-        );
+        let _ = writeln!(text, "admin user {}\npassword   {}", admin.user_id, admin.password);
+        text.push_str("(shown this once; set another with your client)\n");
     }
     super::print(&text)
 }

@@ -216,8 +216,9 @@ fn watch_over(directory: &Path) {
     static WATCHES: Mutex<Vec<Child>> = Mutex::new(Vec::new());
     let mut watch = Command::new("sh");
     watch
-        .args(["-c", r#"cat >/dev/null; exec "$0" down --config "$1/stack.yaml" >/dev/null 2>&1"#, PROGRAM])
-        .arg(directory)
+        .args(["-c", r#"cat; exec "$PROGRAM" down --config "$FILE""#])
+        .env("PROGRAM", PROGRAM)
+        .env("FILE", directory.join("stack.yaml"))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -231,14 +232,13 @@ pub(crate) fn clear_up(failed: bool) {
     let made = std::mem::take(&mut *MADE.lock().unwrap_or_else(PoisonError::into_inner));
     for directory in made {
         let file = directory.join("stack.yaml");
-        if file.exists() && !system::working_in(&directory.join("data")).is_empty() {
+        if file.exists() && !system::working_in(&directory).is_empty() {
             let mut down = Command::new(PROGRAM);
             down.arg("down").arg("--config").arg(&file);
             // Whether it worked is seen below.
             let _ = std::panic::catch_unwind(move || system::run(&mut down, DOWN));
         }
-        // The watch names the directory too: it is told last.
-        for process in system::working_in(&directory.join("data")) {
+        for process in system::working_in(&directory) {
             process.kill();
         }
         if failed {

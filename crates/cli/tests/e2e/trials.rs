@@ -1,0 +1,523 @@
+//! The trials, in the order in which they run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use model::Role;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use runtime::client::{Phase, ProcessStatus, State, Status};
+use serde_json::Value;
+
+use crate::stack::{Stack, is_healthy, password};
+use crate::system::{Process, describe, get, run, until, wait};
+
+/// Name and body of every trial.
+pub(crate) const ALL: &[(&str, fn())] = &[
+    ("full_starts_from_nothing", full_starts_from_nothing),
+    ("a_second_start_on_the_same_data_is_refused", a_second_start_on_the_same_data_is_refused),
+    ("a_taken_port_is_named", a_taken_port_is_named),
+    ("status_lists_every_process", status_lists_every_process),
+    ("a_client_uses_everything_of_full", a_client_uses_everything_of_full),
+    ("each_role_served_its_part", each_role_served_its_part),
+    ("accounts_are_added_and_admin_is_closed", accounts_are_added_and_admin_is_closed),
+    ("logs_are_shown", logs_are_shown),
+    ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
+    ("small_runs_beside_full", small_runs_beside_full),
+    ("nothing_acknowledged_is_lost_when_processes_are_killed", nothing_acknowledged_is_lost_when_processes_are_killed),
+    ("a_killed_supervisor_leaves_nothing_and_a_start_without_network_goes_on", a_killed_supervisor_leaves_nothing),
+    ("down_leaves_nothing", down_leaves_nothing),
+];
+
+/// The people of the flow, who register themselves.
+const GUESTS: [&str; 5] = ["ada", "bob", "cyd", "dee", "eve"];
+/// The people of the ledger, whom the command line adds. The first is an administrator.
+const RESIDENTS: [&str; 5] = ["kim", "lee", "max", "noa", "pat"];
+/// The flow takes less than a minute by itself on two cores.
+const FLOW: Duration = Duration::from_secs(280);
+/// How long a killed process may take to be back and everything to be healthy: much more than it should.
+const BACK: Duration = Duration::from_secs(60);
+/// How long messages may stall. Synapse itself retries its replication requests for 63 s.
+const STALL: Duration = Duration::from_secs(90);
+/// How long a killed supervisor's processes may outlive it.
+const ORPHANED: Duration = Duration::from_secs(10);
+
+/// The stack that the trials share, up since the first one that asked for it.
+fn full() -> &'static Stack {
+    static FULL: OnceLock<Stack> = OnceLock::new();
+    FULL.get_or_init(|| {
+        let stack = Stack::new("full");
+        let done = stack.up().good();
+        println!("    {}", done.stdout.lines().next().unwrap_or_default());
+        assert!(done.stdout.contains(&stack.url()), "{}", done.stdout);
+        for shown in ["@admin:e2e.test", "password"] {
+            assert_eq!(done.stdout.matches(shown).count(), 1, "`{shown}` is not shown once:\n{}", done.stdout);
+        }
+        stack
+    })
+}
+
+fn full_starts_from_nothing() {
+    let stack = full();
+    let status = stack.status();
+    assert_eq!(status.phase, Phase::Running);
+    assert!(is_healthy(&status), "{}", unhealthy(&status));
+}
+
+fn a_second_start_on_the_same_data_is_refused() {
+    let stack = full();
+    let before = stack.status();
+    let done = stack.up();
+    assert!(done.took < Duration::from_secs(20), "{:?}", done.took);
+    let message = done.bad();
+    assert!(message.contains(&before.pid.to_string()) && message.contains("matrix-stack down"), "{message}");
+    assert_eq!(pids(&stack.status()), pids(&before), "the running stack was touched");
+}
+
+fn a_taken_port_is_named() {
+    let stack = full();
+    let other = Stack::at("small", stack.port);
+    let message = other.up().bad();
+    for part in [format!("127.0.0.1:{}", stack.port), "listen.address".to_owned(), stack.status().pid.to_string()] {
+        assert!(message.contains(&part), "no {part} in {message}");
+    }
+    assert_eq!(describe(&other.processes()), "");
+    let message = other.ask(&["status"]).bad();
+    assert!(message.contains("matrix-stack up"), "{message}");
+}
+
+fn status_lists_every_process() {
+    let stack = full();
+    let done = stack.ask(&["status", "--json"]).good();
+    let json: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    let processes = json["processes"].as_array().expect("a list of processes");
+    assert!(processes.len() >= 27, "only {}", processes.len());
+    let mut names = BTreeSet::new();
+    let mut roles = BTreeSet::new();
+    for process in processes {
+        let text = |field: &str| process[field].as_str().unwrap_or_else(|| panic!("no {field} in {process}"));
+        let number = |field: &str| process[field].as_u64().unwrap_or_else(|| panic!("no {field} in {process}"));
+        assert!(names.insert(text("name")), "{} twice", text("name"));
+        roles.insert(text("role"));
+        assert_eq!(text("state"), "healthy");
+        let pid = u32::try_from(number("pid")).expect("a process number");
+        assert!(Process::find(pid).is_some(), "{process} does not run");
+        assert!(number("rss_bytes") > 1 << 20, "{process}");
+        assert_eq!(number("restarts"), 0);
+        // The fork server takes its orders through a pipe.
+        let address = process.get("address").unwrap_or_else(|| panic!("no address in {process}"));
+        assert!(address.is_string() || text("role") == "forkserver", "{process}");
+    }
+    let all = Role::ALL.map(Role::name);
+    let missing: Vec<_> = all.iter().filter(|role| !roles.contains(*role)).collect();
+    assert!(missing.is_empty(), "no process has the role {missing:?}");
+    let shown = stack.ask(&["status"]).good().stdout;
+    assert!(names.iter().all(|name| shown.contains(*name)), "{shown}");
+}
+
+/// Runs the whole client flow; a step that the stack does not offer is a failure.
+fn flow(stack: &Stack) {
+    let people = stack.people(&GUESTS);
+    let mut flow = stack.flow("full", &people);
+    let done = run(flow.args(["--register", "--router", "--push", "--no-skips"]), FLOW);
+    let report = format!("{}{}", done.stdout, done.stderr);
+    if done.code != Some(0) {
+        let failures: Vec<_> = report.lines().filter(|line| !line.starts_with("PASS")).collect();
+        panic!("{}", failures.join("\n"));
+    }
+    let summary = report.lines().last().unwrap_or_default();
+    println!("    {summary}");
+}
+
+fn a_client_uses_everything_of_full() {
+    flow(full());
+}
+
+/// What the flow asked for, and who must have answered: method, a part of the path, the process's group.
+const SERVED_BY: &[(&str, &str, &str)] = &[
+    ("GET", "/sync?", "sync"),
+    ("GET", "/sync?", "initial_sync"),
+    ("POST", "/org.matrix.simplified_msc3575/sync", "sync"),
+    ("POST", "/createRoom", "room"),
+    ("POST", "/_matrix/client/v3/join/", "room"),
+    ("PUT", "/send/m.room.message/", "room"),
+    ("GET", "/messages", "room"),
+    ("PUT", "/typing/", "typing"),
+    ("PUT", "/sendToDevice/", "to_device"),
+    ("PUT", "/account_data/", "account_data"),
+    ("PUT", "/presence/", "presence"),
+    ("PUT", "/pushrules/", "push_rules"),
+    ("POST", "/receipt/m.read/", "receipts"),
+    ("POST", "/keys/upload", "device_lists"),
+    ("POST", "/keys/claim", "client_reader"),
+    ("POST", "/login", "client_reader"),
+    ("PUT", "/subscription", "thread_subscriptions"),
+    ("POST", "/user_directory/search", "user_dir"),
+    ("POST", "/_matrix/media/v3/upload", "media_repository"),
+    ("GET", "/_matrix/client/v1/media/download/", "media_repository"),
+    ("GET", "/_matrix/client/v1/media/thumbnail/", "media_repository"),
+    ("GET", "/_matrix/federation/v1/version", "federation_reader"),
+    ("POST", "/pushers/set", "main"),
+];
+
+fn each_role_served_its_part() {
+    let stack = full();
+    let log = stack.access_log();
+    let text = |line: &Value, field: &str| line[field].as_str().unwrap_or_default().to_owned();
+    let served: BTreeSet<(String, String, String)> = log
+        .iter()
+        .filter(|line| line["status"].as_u64().is_some_and(|status| status < 300))
+        .map(|line| (text(line, "method"), text(line, "path"), text(line, "instance")))
+        .collect();
+    assert!(!served.is_empty(), "run this with the flow before it");
+    let group = |instance: &str| instance.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_').to_owned();
+    for (method, part, wanted) in SERVED_BY {
+        let fits = |(m, path, instance): &&(String, String, String)| {
+            m == method && path.contains(part) && group(instance) == *wanted
+        };
+        assert!(served.iter().any(|line| fits(&line)), "no {method} …{part}… was answered by {wanted}");
+    }
+    // What keeps a stream, or a room's caches, must not be answered elsewhere.
+    for (method, part, wanted) in [
+        ("PUT", "/typing/", "typing"),
+        ("PUT", "/sendToDevice/", "to_device"),
+        ("PUT", "/presence/", "presence"),
+        ("POST", "/receipt/", "receipts"),
+        ("PUT", "/send/", "room"),
+    ] {
+        let others: Vec<_> = served
+            .iter()
+            .filter(|(m, path, instance)| m == method && path.contains(part) && group(instance) != wanted)
+            .collect();
+        assert!(others.is_empty(), "answered by others than {wanted}: {others:?}");
+    }
+    // Each room's messages were sent by one process.
+    let mut senders: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (_, path, instance) in served.iter().filter(|(m, path, _)| m == "PUT" && path.contains("/send/m.room.message/")) {
+        let room = path.split('/').nth(5).unwrap_or_default().trim_start_matches("%21").trim_start_matches('!');
+        senders.entry(room).or_default().insert(instance);
+    }
+    let spread: Vec<_> = senders.iter().filter(|(_, by)| by.len() > 1).collect();
+    assert!(spread.is_empty(), "rooms with more than one sending process: {spread:?}");
+    assert_eq!(senders.values().flatten().collect::<BTreeSet<_>>().len(), 2, "not every room process was used");
+    let failures: Vec<_> = log.iter().filter(|line| line["status"].as_u64().is_some_and(|status| status >= 500)).collect();
+    assert!(failures.is_empty(), "requests failed: {failures:?}");
+    // Both event persisters have persisted, behind the room processes.
+    for name in ["event_persister_1", "event_persister_2"] {
+        let log = fs::read_to_string(stack.log(name)).expect("its log");
+        assert!(log.contains("/_synapse/replication/send_event"), "{name} has persisted nothing");
+    }
+}
+
+/// The residents, added by the command line once.
+fn residents(stack: &Stack) -> PathBuf {
+    static ADDED: OnceLock<PathBuf> = OnceLock::new();
+    ADDED
+        .get_or_init(|| {
+            let file = stack.directory.join("password");
+            for name in RESIDENTS {
+                fs::write(&file, password(name)).expect("own directory");
+                let mut add = stack.command(&["user", "add", name, "--password-file"]);
+                add.arg(&file);
+                if name == RESIDENTS[0] {
+                    add.arg("--admin");
+                }
+                let done = run(&mut add, BACK).good();
+                assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
+            }
+            stack.people(&RESIDENTS)
+        })
+        .clone()
+}
+
+fn accounts_are_added_and_admin_is_closed() {
+    let stack = full();
+    residents(stack);
+    let message = stack.ask(&["user", "add", RESIDENTS[1]]).bad();
+    assert!(message.contains("exists already"), "{message}");
+    let message = stack.ask(&["user", "add", "@kim:e2e.test"]).bad();
+    assert!(message.contains("without `@`"), "{message}");
+    let generated = stack.ask(&["user", "add", "quinn"]).good().stdout;
+    assert_eq!(generated.lines().count(), 2, "{generated}");
+
+    for path in [
+        "/_synapse/admin/v1/server_version",
+        "/_synapse/admin/v1/register",
+        "/%5Fsynapse/%61dmin/v1/server_version",
+        "/_synapse/replication/send_event/x",
+        "/_synapse/metrics",
+        "/metrics",
+        "/health",
+    ] {
+        assert_eq!(get(stack.port, path), 404, "{path}");
+    }
+    assert_eq!(get(stack.port, "/_matrix/client/versions"), 200);
+}
+
+fn logs_are_shown() {
+    let stack = full();
+    let one = stack.ask(&["logs", "-n", "3", "typing_1"]).good().stdout;
+    assert_eq!(one.lines().count(), 3, "{one}");
+    let role = stack.ask(&["logs", "-n", "2", "sync"]).good().stdout;
+    assert!(role.lines().any(|line| line.starts_with("sync_1")) && role.lines().any(|line| line.starts_with("sync_2")), "{role}");
+    let all = stack.ask(&["logs", "-n", "1"]).good().stdout;
+    assert!(["main", "postgres", "supervisor"].iter().all(|name| all.lines().any(|line| line.starts_with(name))), "{all}");
+    let message = stack.ask(&["logs", "nobody"]).bad();
+    assert!(message.contains("`nobody`") && message.contains("matrix-stack status"), "{message}");
+
+    // What is written while one looks is shown.
+    let path = stack.directory.join("followed");
+    let out = File::create(&path).expect("own directory");
+    let mut follow = stack.command(&["logs", "-f", "-n", "0", "client_reader"]);
+    let mut follow = follow.stdin(Stdio::null()).stdout(out).spawn().expect("it starts");
+    let seen = std::panic::catch_unwind(|| {
+        until("a followed line", Duration::from_secs(20), || {
+            get(stack.port, "/_matrix/client/versions?followed");
+            fs::read_to_string(&path).is_ok_and(|text| text.contains("versions?followed")).then_some(())
+        });
+    });
+    // It runs until told otherwise.
+    let _ = follow.kill();
+    let _ = follow.wait();
+    seen.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn processes_and_roles_are_restarted() {
+    let stack = full();
+    for (target, names) in [("typing_1", &["typing_1"][..]), ("sync", &["sync_1", "sync_2"]), ("event_persister_1", &["event_persister_1"])] {
+        let before = stack.status();
+        let done = stack.ask(&["restart", target]).good();
+        for name in names {
+            let line = done.stderr.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{}", done.stderr));
+            println!("    {line}");
+        }
+        let after = stack.status();
+        for process in &after.processes {
+            let changed = pid_of(&before, &process.name) != process.pid;
+            assert_eq!(changed, names.contains(&process.name.as_str()), "{} after `restart {target}`", process.name);
+        }
+        assert!(is_healthy(&after), "{}", unhealthy(&after));
+    }
+    let message = stack.ask(&["restart", "nobody"]).bad();
+    assert!(message.contains("nobody"), "{message}");
+}
+
+fn small_runs_beside_full() {
+    let stack = full();
+    let before = stack.status();
+    let small = Stack::new("small");
+    let done = small.up().good();
+    println!("    {}", done.stdout.lines().next().unwrap_or_default());
+    let status = small.status();
+    assert!(is_healthy(&status), "{}", unhealthy(&status));
+    assert_eq!(status.preset, "small");
+    assert!(status.processes.len() < 10, "{}", status.processes.len());
+    flow(&small);
+    assert_eq!(pids(&stack.status()), pids(&before), "the other stack was touched");
+    let left = small.processes();
+    small.down().good();
+    assert_gone(&left, Duration::ZERO);
+    assert!(is_healthy(&stack.status()));
+}
+
+/// People who send messages until told to stop.
+struct Senders {
+    child: Child,
+    output: PathBuf,
+    ledger: PathBuf,
+}
+
+impl Senders {
+    fn start(stack: &Stack, people: &Path, ledger: &Path) -> Self {
+        let output = stack.directory.join("senders");
+        let file = File::create(&output).expect("own directory");
+        let errors = file.try_clone().expect("a file can be opened twice");
+        let mut command = stack.flow("acked", people);
+        command.arg("--ledger").arg(ledger).args(["--interval", "1"]).stdin(Stdio::null()).stdout(file).stderr(errors);
+        Self { child: command.spawn().expect("python starts"), output, ledger: ledger.to_owned() }
+    }
+
+    /// How many messages have been acknowledged.
+    fn acknowledged(&mut self) -> usize {
+        if let Some(status) = self.child.try_wait().expect("a child of ours") {
+            panic!("the senders gave up ({status}):\n{}", self.said());
+        }
+        fs::read_to_string(&self.ledger).map_or(0, |text| text.lines().count())
+    }
+
+    /// Waits until so many more have been acknowledged.
+    #[track_caller]
+    fn more(&mut self, count: usize) {
+        let wanted = self.acknowledged() + count;
+        until(&format!("{wanted} messages"), STALL, || (self.acknowledged() >= wanted).then_some(()));
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// Lets them finish what they are sending.
+    fn stop(mut self) -> String {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("a child of ours");
+        let status = wait(&mut self.child, Duration::from_secs(150));
+        assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.said());
+        self.said()
+    }
+}
+
+impl Drop for Senders {
+    fn drop(&mut self) {
+        // Nothing to do if they have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ledger(stack: &Stack) -> PathBuf {
+    stack.directory.join("ledger.jsonl")
+}
+
+/// Reads back what the ledger says was acknowledged.
+#[track_caller]
+fn verify(stack: &Stack, people: &Path) {
+    let mut verify = stack.flow("verify", people);
+    let done = run(verify.arg("--ledger").arg(ledger(stack)), FLOW).good();
+    println!("    {}", done.stdout.trim_end());
+}
+
+fn nothing_acknowledged_is_lost_when_processes_are_killed() {
+    let stack = full();
+    let people = residents(stack);
+    let mut senders = Senders::start(stack, &people, &ledger(stack));
+    until("the first messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
+    let first = stack.status();
+    let victims: Vec<String> =
+        first.processes.iter().filter(|process| process.pid != Some(first.pid)).map(|process| process.name.clone()).collect();
+    let mut took = Vec::new();
+    for name in victims {
+        let before = stack.status();
+        let victim = process(&before, &name);
+        let pid = victim.pid.and_then(Process::find).unwrap_or_else(|| panic!("{name} does not run"));
+        pid.kill();
+        let killed = Instant::now();
+        let after = until(&format!("{name} back and all healthy"), BACK, || {
+            let status = stack.status();
+            let back = process(&status, &name);
+            (back.pid != victim.pid && back.restarts > victim.restarts && is_healthy(&status)).then_some(status)
+        });
+        took.push((killed.elapsed(), name));
+        assert_eq!(after.pid, first.pid, "the supervisor is another one");
+        senders.more(2);
+    }
+    let said = senders.stop();
+    println!("    {}", said.lines().last().unwrap_or_default());
+    took.sort();
+    let slowest: Vec<String> = took.iter().rev().take(5).map(|(took, name)| format!("{name} {:.2} s", took.as_secs_f64())).collect();
+    let median = took[took.len() / 2].0.as_secs_f64();
+    println!("    {} killed; back after {median:.2} s (median); slowest: {}", took.len(), slowest.join(", "));
+    verify(stack, &people);
+}
+
+/// A command that runs where there is no network but the loopback interface, as far as this user may arrange that; in
+/// any case where no package index can be reached.
+fn without_network(command: &Command) -> Command {
+    // SIOCSIFFLAGS with IFF_UP, netdevice(7): a new namespace's loopback interface is down.
+    const LOOPBACK: &str = "import fcntl, os, socket, struct, sys\n\
+        fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh22x', b'lo', 1))\n\
+        os.execv(sys.argv[1], sys.argv[1:])";
+    let allowed = Command::new("unshare").args(["--net", "true"]).stderr(Stdio::null()).status();
+    let mut offline = if allowed.is_ok_and(|status| status.success()) {
+        let mut offline = Command::new("unshare");
+        offline.args(["--net", "python3", "-c", LOOPBACK]).arg(command.get_program());
+        offline
+    } else {
+        eprintln!("    no network namespace may be made here: only the package index is out of reach");
+        Command::new(command.get_program())
+    };
+    offline.args(command.get_args());
+    for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        // Nothing listens on the discard port.
+        offline.env(name, "http://127.0.0.1:9");
+    }
+    offline
+}
+
+fn a_killed_supervisor_leaves_nothing() {
+    let stack = full();
+    let people = residents(stack);
+    let status = stack.status();
+    let processes = stack.processes();
+    assert!(processes.len() >= status.processes.len(), "found only {}", describe(&processes));
+    Process::find(status.pid).expect("the supervisor").kill();
+    assert_gone(&processes, ORPHANED);
+    assert_eq!(describe(&stack.processes()), "", "orphans");
+    let message = stack.ask(&["status"]).bad();
+    assert!(message.contains("matrix-stack up"), "{message}");
+
+    let done = run(&mut without_network(&stack.up_command()), Duration::from_secs(120)).good();
+    println!("    without network: {}", done.stdout.lines().next().unwrap_or_default());
+    assert!(!done.stdout.contains("password"), "the password is shown again");
+    let status = stack.status();
+    assert!(is_healthy(&status), "{}", unhealthy(&status));
+    stack.down().good();
+
+    let done = stack.up().good();
+    println!("    and again: {}", done.stdout.lines().next().unwrap_or_default());
+    // The messages of the trial before; alone, this trial sends some of its own first.
+    if !ledger(stack).exists() {
+        let mut senders = Senders::start(stack, &people, &ledger(stack));
+        until("some messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
+        senders.stop();
+    }
+    verify(stack, &people);
+}
+
+fn down_leaves_nothing() {
+    let stack = full();
+    let processes = stack.processes();
+    let done = stack.down().good();
+    println!("    down after {:.1} s", done.took.as_secs_f64());
+    assert_gone(&processes, Duration::ZERO);
+    assert_eq!(describe(&stack.processes()), "");
+    let sockets = fs::read_dir(stack.data().join("run")).expect("its directory").flatten();
+    let left: Vec<_> = sockets.filter(|entry| entry.path().extension().is_some_and(|e| e == "sock")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let message = stack.down().bad();
+    assert!(message.contains("no stack runs"), "{message}");
+}
+
+fn process<'a>(status: &'a Status, name: &str) -> &'a ProcessStatus {
+    status.processes.iter().find(|process| process.name == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+fn pid_of(status: &Status, name: &str) -> Option<u32> {
+    process(status, name).pid
+}
+
+fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
+    status.processes.iter().map(|process| (process.name.as_str(), process.pid)).collect()
+}
+
+fn unhealthy(status: &Status) -> String {
+    let amiss = status.processes.iter().filter(|process| process.state != State::Healthy);
+    amiss.map(|process| format!("{process:?}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Every one of these processes has ended, or does so within `limit`.
+#[track_caller]
+fn assert_gone(processes: &[Process], limit: Duration) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left: Vec<Process> = processes.iter().copied().filter(|process| process.runs()).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "after {limit:?} these still run:\n{}", describe(&left));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
