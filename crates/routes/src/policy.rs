@@ -15,6 +15,7 @@ use crate::table::{Endpoint, Method, Process};
 pub enum ClassId {
     Unknown,
     Main,
+    MainStore,
     Sso,
     Admin,
     AdminReader,
@@ -140,7 +141,7 @@ const fn class(
 }
 
 /// Every class, in the order of [`ClassId`].
-pub static CLASSES: [Class; 35] = [
+pub static CLASSES: [Class; 36] = [
     class(
         ClassId::Unknown,
         "unknown",
@@ -151,6 +152,15 @@ pub static CLASSES: [Class; 35] = [
         "the table of this Synapse version does not have the path, and main serves whatever there is",
     ),
     class(ClassId::Main, "main", Role::Main, Key::None, 180, 250, "only main registers it"),
+    class(
+        ClassId::MainStore,
+        "main_store",
+        Role::Main,
+        Key::None,
+        180,
+        250,
+        "workers register it too, but fail with 500, because what their store lacks is called there",
+    ),
     class(
         ClassId::Sso,
         "sso",
@@ -516,7 +526,9 @@ pub(crate) static RULES: &[Rule] = &[
     rule(ANY, "admin/purge_media_cache", ClassId::MediaAdmin),
     rule(ANY, "admin/room/*/media", ClassId::MediaAdmin),
     rule(ANY, "admin/users/*/media", ClassId::MediaAdmin),
-    // Federation.
+    // Federation. What the first two call is in Synapse's `DataStore`, of main, but not in its `GenericWorkerStore`.
+    rule(ANY, "federation/openid/userinfo", ClassId::MainStore),
+    rule(ANY, "federation/org.matrix.msc4370/extremities/*", ClassId::MainStore),
     rule(ANY, "federation/send/**", ClassId::FederationInbound),
     rule(ANY, "federation/send_join/**", ClassId::FederationMembership),
     rule(ANY, "federation/send_knock/**", ClassId::FederationMembership),
@@ -667,7 +679,7 @@ mod tests {
                 let Some((class, rule)) = classify(endpoint) else { continue };
                 let on_main = class.class().role == Role::Main;
                 assert!(
-                    !on_main || (class == ClassId::Sso && rule.is_some()),
+                    !on_main || (matches!(class, ClassId::Sso | ClassId::MainStore) && rule.is_some()),
                     "{} {} of Synapse {} is served by workers but has no rule",
                     endpoint.method,
                     endpoint.path,

@@ -196,7 +196,9 @@ pub(crate) struct Request {
 #[serde(rename_all = "snake_case", tag = "op")]
 pub(crate) enum Op {
     Status,
-    Restart { target: String },
+    Restart {
+        target: String,
+    },
     Down,
     Metrics,
     /// Follow the start until it is done.
@@ -281,7 +283,9 @@ impl Connection {
         let path = layout.control_socket();
         let mut stream = match UnixStream::connect(&path).await {
             Ok(stream) => stream,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
                 return Err(ClientError::NotRunning { data_dir: layout.data_dir().to_owned() });
             }
             Err(source) => return Err(ClientError::Unreachable { path, source }),
@@ -301,17 +305,25 @@ impl Connection {
         if read.map_err(|error| self.broken(error.to_string()))? == 0 {
             return Ok(None);
         }
-        serde_json::from_slice(&line).map(Some).map_err(|error| self.broken(format!("it answered something else: {error}")))
+        serde_json::from_slice(&line)
+            .map(Some)
+            .map_err(|error| self.broken(format!("it answered something else: {error}")))
     }
 
     /// The result, once it comes; `note` gets the lines before it.
-    async fn last<T: DeserializeOwned>(&mut self, limit: Duration, mut note: impl FnMut(Reply)) -> Result<T, ClientError> {
+    async fn last<T: DeserializeOwned>(
+        &mut self,
+        limit: Duration,
+        mut note: impl FnMut(Reply),
+    ) -> Result<T, ClientError> {
         let deadline = Instant::now().checked_add(limit);
         loop {
             let next = match deadline {
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    timeout(left, self.next()).await.map_err(|_| self.broken("it does not answer".to_owned()))?
+                    timeout(left, self.next())
+                        .await
+                        .map_err(|_| self.broken("it does not answer".to_owned()))?
                 }
                 None => self.next().await,
             };
@@ -346,9 +358,15 @@ mod tests {
 
     #[test]
     fn states_are_called_as_in_json() {
-        for state in
-            [State::Waiting, State::Starting, State::Healthy, State::Unhealthy, State::Restarting, State::Stopped, State::Failed]
-        {
+        for state in [
+            State::Waiting,
+            State::Starting,
+            State::Healthy,
+            State::Unhealthy,
+            State::Restarting,
+            State::Stopped,
+            State::Failed,
+        ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
         }
     }

@@ -138,10 +138,12 @@ async fn answer(control: &Arc<Control>, stream: UnixStream) -> io::Result<()> {
     let mut line = Vec::new();
     timeout(REQUEST, (&mut reading).take(MAX_REQUEST).read_until(b'\n', &mut line)).await??;
     // The version first: a newer client's request may not be understood otherwise.
-    let version = serde_json::from_slice::<serde_json::Value>(&line).ok().and_then(|request| request["v"].as_u64());
+    let version =
+        serde_json::from_slice::<serde_json::Value>(&line).ok().and_then(|request| request["v"].as_u64());
     if version != Some(PROTOCOL.into()) {
         let version = env!("CARGO_PKG_VERSION");
-        let message = format!("the running stack was started by matrix-stack {version}: use that version to reach it");
+        let message =
+            format!("the running stack was started by matrix-stack {version}: use that version to reach it");
         return out.send(&Reply::Error(message)).await;
     }
     match serde_json::from_slice::<Request>(&line) {
@@ -150,20 +152,31 @@ async fn answer(control: &Arc<Control>, stream: UnixStream) -> io::Result<()> {
     }
 }
 
-async fn act(control: &Arc<Control>, op: Op, reading: &mut BufReader<OwnedReadHalf>, out: &mut Out) -> io::Result<()> {
+async fn act(
+    control: &Arc<Control>,
+    op: Op,
+    reading: &mut BufReader<OwnedReadHalf>,
+    out: &mut Out,
+) -> io::Result<()> {
     match op {
         Op::Status => {
             let looking = Arc::clone(control);
-            let status = tokio::task::spawn_blocking(move || status(&looking)).await.map_err(io::Error::other)?;
+            let status =
+                tokio::task::spawn_blocking(move || status(&looking)).await.map_err(io::Error::other)?;
             out.done(status).await
         }
         Op::Metrics => match control.supervisor.get() {
             Some(supervisor) => out.done(supervisor.shared.router.metrics()).await,
-            None => out.send(&Reply::Error("the router is not started yet: try again in a moment".to_owned())).await,
+            None => {
+                out.send(&Reply::Error("the router is not started yet: try again in a moment".to_owned()))
+                    .await
+            }
         },
         Op::Restart { target } => {
             let Some(supervisor) = control.supervisor.get() else {
-                return out.send(&Reply::Error("the stack is not started yet: try again in a moment".to_owned())).await;
+                return out
+                    .send(&Reply::Error("the stack is not started yet: try again in a moment".to_owned()))
+                    .await;
             };
             let (told, mut done) = tokio::sync::mpsc::unbounded_channel();
             let restarting = supervisor.restart(&target, |name, took| {

@@ -120,7 +120,7 @@ impl ForkServer {
     pub(crate) async fn schema(&self) {
         if self.schema.clone().wait_for(|announced| *announced).await.is_err() {
             // The fork server has ended: nobody will announce it any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -150,7 +150,12 @@ impl ForkServer {
     }
 }
 
-async fn read(mut stdout: impl AsyncBufReadExt + Unpin, waiting: Arc<Mutex<Waiting>>, hello: oneshot::Sender<Hello>, schema: watch::Sender<bool>) {
+async fn read(
+    mut stdout: impl AsyncBufReadExt + Unpin,
+    waiting: Arc<Mutex<Waiting>>,
+    hello: oneshot::Sender<Hello>,
+    schema: watch::Sender<bool>,
+) {
     let mut hello = Some(hello);
     let mut line = Vec::new();
     loop {
@@ -174,8 +179,12 @@ async fn read(mut stdout: impl AsyncBufReadExt + Unpin, waiting: Arc<Mutex<Waiti
         // A receiver that is gone no longer cares: its process was given up.
         match event {
             Event::Ready { synapse } => drop(hello.take().map(|hello| hello.send(Hello::Ready(synapse)))),
-            Event::Unsupported { reason } => drop(hello.take().map(|hello| hello.send(Hello::Unsupported(reason)))),
-            Event::Spawned { id, pid } => drop(waiting.spawned.remove(&id).map(|answer| answer.send(Ok(pid)))),
+            Event::Unsupported { reason } => {
+                drop(hello.take().map(|hello| hello.send(Hello::Unsupported(reason))));
+            }
+            Event::Spawned { id, pid } => {
+                drop(waiting.spawned.remove(&id).map(|answer| answer.send(Ok(pid))));
+            }
             Event::Schema {} => drop(schema.send_replace(true)),
             Event::Error { id: Some(id), message } => {
                 waiting.exits.remove(&id);
@@ -217,8 +226,9 @@ mod tests {
     use super::*;
     use tokio::io::{DuplexStream, duplex};
 
-    const ORDER: Order<'static> =
-        Order { name: "sync_1", app: "synapse.app.generic_worker", args: &[], log: Path::new("/tmp/x.log") };
+    fn order() -> Order<'static> {
+        Order { name: "sync_1", app: "synapse.app.generic_worker", args: &[], log: Path::new("/tmp/x.log") }
+    }
 
     struct Fake {
         orders: tokio::io::Lines<BufReader<DuplexStream>>,
@@ -247,11 +257,15 @@ mod tests {
         let (mut fake, client, hello) = fake();
         fake.say(r#"{"event":"ready","pid":1,"synapse":"1.163.2","python":"3.11.7","optimised":true}"#).await;
         assert_eq!(hello.await, Ok(Hello::Ready("1.163.2".to_owned())));
-        let (forked, ()) = tokio::join!(client.spawn(ORDER), async {
+        let (forked, ()) = tokio::join!(client.spawn(order()), async {
             let order = fake.order().await;
-            assert_eq!((&order["op"], &order["name"], &order["umask"]), (&"spawn".into(), &"sync_1".into(), &0o077.into()));
+            assert_eq!(
+                (&order["op"], &order["name"], &order["umask"]),
+                (&"spawn".into(), &"sync_1".into(), &0o077.into())
+            );
             fake.say("not json").await;
-            fake.say(&format!(r#"{{"event":"spawned","id":{},"name":"sync_1","pid":77}}"#, order["id"])).await;
+            fake.say(&format!(r#"{{"event":"spawned","id":{},"name":"sync_1","pid":77}}"#, order["id"]))
+                .await;
         });
         let forked = forked.unwrap();
         assert_eq!(forked.pid, 77);
@@ -262,19 +276,19 @@ mod tests {
     #[tokio::test]
     async fn refusals_and_the_servers_end_are_errors() {
         let (mut fake, client, hello) = fake();
-        let (refused, ()) = tokio::join!(client.spawn(ORDER), async {
+        let (refused, ()) = tokio::join!(client.spawn(order()), async {
             fake.order().await;
             fake.say(r#"{"event":"error","id":1,"message":"OSError: no"}"#).await;
         });
         assert!(refused.err().unwrap().contains("OSError"));
-        let (lost, ()) = tokio::join!(client.spawn(ORDER), async {
+        let (lost, ()) = tokio::join!(client.spawn(order()), async {
             fake.order().await;
             fake.say(r#"{"event":"spawned","id":2,"name":"sync_1","pid":78}"#).await;
         });
         drop(fake);
         assert!(lost.unwrap().exit.await.is_err());
         assert!(hello.await.is_err());
-        assert!(client.spawn(ORDER).await.is_err());
+        assert!(client.spawn(order()).await.is_err());
     }
 
     #[tokio::test]

@@ -739,6 +739,8 @@ def warm_up():
             "macaroon_secret_key": "none",
             "database": {"name": "psycopg2", "args": {}},
             "redis": {"enabled": True},
+            # Synapse makes this directory, so it is one that is there.
+            "media_store_path": os.curdir,
         },
         config_dir_path="",
         data_dir_path="",

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use model::{Layout, Topology};
 
+use crate::state::with_suffix;
+
 /// The processes that are no part of the topology, each with a log of its own.
 const OTHERS: [&str; 4] = ["postgres", "valkey", "forkserver", "supervisor"];
 /// A log that is longer is cut, its lines being kept in `NAME.log.1`.
@@ -45,7 +47,12 @@ pub fn all(topology: &Topology) -> Vec<String> {
 
 /// Shows the logs of these processes, or of all that have one if no name is given. With several, each line starts with
 /// its process's name.
-pub async fn show(layout: &Layout, names: &[String], options: Options, out: &mut impl Write) -> io::Result<()> {
+pub async fn show(
+    layout: &Layout,
+    names: &[String],
+    options: Options,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let names: Vec<String> = if names.is_empty() { existing(layout) } else { names.to_vec() };
     let width = names.iter().map(String::len).max().unwrap_or_default();
     let mut logs: Vec<Follower> = names
@@ -59,14 +66,16 @@ pub async fn show(layout: &Layout, names: &[String], options: Options, out: &mut
         log.last(options.lines, out)?;
     }
     out.flush()?;
-    while options.follow {
+    if !options.follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(FOLLOW).await;
         for log in &mut logs {
             log.more(out)?;
         }
         out.flush()?;
     }
-    Ok(())
 }
 
 fn existing(layout: &Layout) -> Vec<String> {
@@ -160,18 +169,24 @@ pub(crate) fn tail_since(path: &Path, start: u64) -> Vec<String> {
 pub(crate) fn cut_long(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "log") && length(&path) > LONGEST {
-            if let Err(error) = cut(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot cut a log that has grown too long");
-            }
+        let is_log = path.extension().is_some_and(|extension| extension == "log");
+        if is_log
+            && length(&path) > LONGEST
+            && let Err(error) = cut(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot cut a log that has grown too long");
         }
     }
 }
 
 fn cut(path: &Path) -> io::Result<()> {
     let mut log = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut old =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path.with_added_extension("1"))?;
+    let mut old = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(with_suffix(path, ".1"))?;
     io::copy(&mut log, &mut old)?;
     log.set_len(0)
 }
@@ -207,7 +222,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         append(&path, "one\n");
-        let mut follower = Follower { path: path.clone(), prefix: String::new(), position: 0, partial: Vec::new() };
+        let mut follower =
+            Follower { path: path.clone(), prefix: String::new(), position: 0, partial: Vec::new() };
         let mut out = Vec::new();
         follower.last(10, &mut out).unwrap();
         append(&path, "tw");
@@ -218,7 +234,7 @@ mod tests {
         append(&path, "four\n");
         follower.more(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "one\ntwo\nthree\nfour\n");
-        assert_eq!(fs::read_to_string(path.with_added_extension("1")).unwrap(), "one\ntwo\nthree\n");
+        assert_eq!(fs::read_to_string(with_suffix(&path, ".1")).unwrap(), "one\ntwo\nthree\n");
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub(crate) async fn json(
     limit: Duration,
 ) -> io::Result<(u16, serde_json::Value)> {
     let exchange = async {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(connect(address).await?)).await.map_err(io::Error::other)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(connect(address).await?)).await.map_err(io::Error::other)?;
         let serving = tokio::spawn(connection);
         let body = body.map(serde_json::Value::to_string).unwrap_or_default();
         let request = Request::builder()
@@ -69,7 +70,11 @@ pub(crate) async fn json(
             .map_err(io::Error::other)?;
         let answer = sender.send_request(request).await.map_err(io::Error::other)?;
         let status = answer.status().as_u16();
-        let bytes = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)?.to_bytes();
+        let bytes = Limited::new(answer.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(io::Error::other)?
+            .to_bytes();
         serving.abort();
         Ok((status, serde_json::from_slice(&bytes).unwrap_or(serde_json::Value::Null)))
     };
@@ -83,7 +88,7 @@ mod tests {
     use super::*;
     use tokio::net::UnixListener;
 
-    async fn answer_once(answer: &'static [u8]) -> (tempfile::TempDir, Address) {
+    fn answer_once(answer: &'static [u8]) -> (tempfile::TempDir, Address) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -101,9 +106,9 @@ mod tests {
 
     #[tokio::test]
     async fn health_means_200() {
-        let (_dir, address) = answer_once(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK").await;
+        let (_dir, address) = answer_once(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK");
         assert_eq!(health(&address, LIMIT).await, Ok(()));
-        let (_dir, address) = answer_once(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
+        let (_dir, address) = answer_once(b"HTTP/1.1 503 Service Unavailable\r\n\r\n");
         assert!(health(&address, LIMIT).await.unwrap_err().contains("503"));
         let gone = Address::Unix { path: "/nonexistent/x.sock".into() };
         assert!(health(&gone, LIMIT).await.is_err());
@@ -111,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_parsed() {
-        let (_dir, address) = answer_once(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 7\r\n\r\n{\"a\":1}").await;
+        let (_dir, address) = answer_once(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 7\r\n\r\n{\"a\":1}");
         let (status, body) = json(&address, Method::GET, "/_synapse/admin/x", None, LIMIT).await.unwrap();
         assert_eq!((status, body), (400, serde_json::json!({"a": 1})));
     }

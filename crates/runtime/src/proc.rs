@@ -97,7 +97,11 @@ impl Family {
 }
 
 fn all_pids() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// A process's resident memory, in bytes (`VmRSS`).
@@ -113,7 +117,8 @@ pub(crate) fn proportional_bytes(pid: u32) -> Option<u64> {
 /// The memory that may be used here, in bytes: the machine's, or less where a control group limits it.
 pub(crate) fn memory_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kib_field(&text, "MemTotal:"));
-    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    let limit =
+        fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
     machine.into_iter().chain(limit).min()
 }
 
@@ -135,7 +140,8 @@ pub(crate) fn listener(address: SocketAddr) -> Option<(u32, String)> {
     }
     all_pids().find_map(|pid| {
         let held = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().any(|fd| {
-            fs::read_link(fd.path()).is_ok_and(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
+            fs::read_link(fd.path())
+                .is_ok_and(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
         });
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         held.then(|| (pid, name.trim().to_owned()))
@@ -154,7 +160,8 @@ fn listening_inodes(table: &str, address: SocketAddr) -> Vec<String> {
             let same_port = u16::from_str_radix(port, 16).ok()? == address.port();
             let anywhere = ip.bytes().all(|b| b == b'0') || address.ip().is_unspecified();
             let same_ip = ip.eq_ignore_ascii_case(&kernel_hex(address.ip()));
-            (*fields.get(3)? == LISTEN && same_port && (anywhere || same_ip)).then(|| fields.get(9).map(ToString::to_string))?
+            (*fields.get(3)? == LISTEN && same_port && (anywhere || same_ip))
+                .then(|| fields.get(9).map(ToString::to_string))?
         })
         .collect()
 }

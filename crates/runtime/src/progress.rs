@@ -35,7 +35,7 @@ pub enum Event {
         healthy: usize,
         /// Of how many.
         total: usize,
-        /// Seconds since it was started.
+        /// Seconds since it was started, or ceased to be healthy.
         seconds: f64,
     },
     /// A process answers no more, though it lives.
@@ -95,7 +95,11 @@ pub trait Progress: Send + Sync {
 
 /// Shows progress on stderr: on a terminal with one line that changes in place, else a plain line for each event.
 pub fn for_stderr() -> Arc<dyn Progress> {
-    if std::io::stderr().is_terminal() { Arc::new(Live::new(std::io::stderr())) } else { Arc::new(Plain::new(std::io::stderr())) }
+    if std::io::stderr().is_terminal() {
+        Arc::new(Live::new(std::io::stderr()))
+    } else {
+        Arc::new(Plain::new(std::io::stderr()))
+    }
 }
 
 /// Shows nothing.
@@ -133,13 +137,17 @@ fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Step { text } | Event::Note { text } => text.clone(),
         Event::Planned { processes } => format!("starting {processes} processes"),
-        Event::Starting { .. } => return None,
+        Event::Starting { .. } | Event::Stopped { .. } => return None,
         Event::Healthy { name, healthy, total, seconds } => {
             format!("{name} is healthy after {seconds:.2} s ({healthy} of {total})")
         }
         Event::Unhealthy { name, reason } => format!("{name} does not answer: {reason}"),
         Event::Exited { name, reason, retry_seconds, log } => {
-            let when = if *retry_seconds > 0.0 { format!("again in {retry_seconds} s") } else { "starting it again".to_owned() };
+            let when = if *retry_seconds > 0.0 {
+                format!("again in {retry_seconds} s")
+            } else {
+                "starting it again".to_owned()
+            };
             let mut text = format!("{name} ended: {reason}; {when}");
             for line in log {
                 text.push_str("\n    ");
@@ -147,9 +155,10 @@ fn line(event: &Event) -> Option<String> {
             }
             text
         }
-        Event::Ready { processes, seconds } => format!("all {processes} processes are healthy after {seconds:.1} s"),
+        Event::Ready { processes, seconds } => {
+            format!("all {processes} processes are healthy after {seconds:.1} s")
+        }
         Event::Stopping { reason } => format!("stopping: {reason}"),
-        Event::Stopped { .. } => return None,
         Event::Down { seconds } => format!("everything has stopped after {seconds:.1} s"),
     })
 }
@@ -251,7 +260,12 @@ mod tests {
             Event::Planned { processes: 2 },
             Event::Starting { name: name.clone() },
             Event::Healthy { name: name.clone(), healthy: 1, total: 2, seconds: 0.5 },
-            Event::Exited { name, reason: "exit code 1".into(), retry_seconds: 0.5, log: vec!["Traceback".into()] },
+            Event::Exited {
+                name,
+                reason: "exit code 1".into(),
+                retry_seconds: 0.5,
+                log: vec!["Traceback".into()],
+            },
             Event::Ready { processes: 2, seconds: 1.0 },
         ]
     }
@@ -259,17 +273,24 @@ mod tests {
     #[test]
     fn plain_lines_have_no_control_characters() {
         let plain = Plain::new(Vec::new());
-        events().iter().for_each(|event| plain.event(event));
+        for event in &events() {
+            plain.event(event);
+        }
         let text = String::from_utf8(plain.out.into_inner().unwrap()).unwrap();
         assert!(!text.contains(['\x1b', '\r']));
-        assert!(text.contains("sync_1 is healthy after 0.50 s (1 of 2)") && text.contains("again in 0.5 s\n    Traceback"));
+        assert!(
+            text.contains("sync_1 is healthy after 0.50 s (1 of 2)")
+                && text.contains("again in 0.5 s\n    Traceback")
+        );
         assert_eq!(text.lines().count(), 5);
     }
 
     #[test]
     fn the_live_line_leaves_only_what_matters() {
         let live = Live::new(Vec::new());
-        events().iter().for_each(|event| live.event(event));
+        for event in &events() {
+            live.event(event);
+        }
         let text = String::from_utf8(live.0.into_inner().unwrap().out).unwrap();
         assert!(text.ends_with("\r\x1b[2Kall 2 processes are healthy after 1.0 s\n"));
     }

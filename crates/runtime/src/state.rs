@@ -64,7 +64,9 @@ pub enum StateError {
         known: u32,
     },
     /// A process of a stack that was killed does not go away.
-    #[error("process {pid} ({name}) of an earlier run does not end: end it with `kill -9 {pid}`, then start again")]
+    #[error(
+        "process {pid} ({name}) of an earlier run does not end: end it with `kill -9 {pid}`, then start again"
+    )]
     Leftover {
         /// The process's number.
         pid: u32,
@@ -75,10 +77,14 @@ pub enum StateError {
 
 fn mend(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full: free some space, then start again",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk is full: free some space, then start again"
+        }
         io::ErrorKind::PermissionDenied => "make it writable for this user, or use another `data_dir`",
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only: use another `data_dir`",
-        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "something else has that name: move it away",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "something else has that name: move it away"
+        }
         _ => "check the path, or use another `data_dir`",
     }
 }
@@ -117,12 +123,13 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), StateError> {
     }
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-        made => made.map_err(file_error("make", path))?,
+        result => result.map_err(file_error("make", path))?,
     }
     // The umask had its say above, and an older directory may be open wider than it should.
     let metadata = fs::metadata(path).map_err(file_error("look at", path))?;
     if metadata.permissions().mode() & 0o777 != mode && metadata.uid() == nix::unistd::geteuid().as_raw() {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(file_error("set the mode of", path))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(file_error("set the mode of", path))?;
     }
     Ok(())
 }
@@ -174,18 +181,31 @@ impl Lock {
     }
 }
 
+/// The path with something added at its very end.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
 /// Writes a file that is for us alone, whole or not at all; leaves it untouched where it holds this already.
 pub(crate) fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
     if fs::read(path).is_ok_and(|old| old == contents) {
         return Ok(());
     }
-    let new = path.with_added_extension("new");
+    let new = with_suffix(path, ".new");
     let write = || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(contents)?;
         fs::rename(&new, path)
     };
     write().map_err(file_error("write", path))
+}
+
+/// The part of `state.json` that every format has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// The format of `state.json`.
@@ -209,10 +229,12 @@ pub(crate) type Agreement = BTreeMap<String, Vec<String>>;
 /// The agreement of a topology.
 pub(crate) fn agreement(topology: &Topology) -> Agreement {
     let names = |instances: Vec<&model::Instance>| instances.iter().map(|i| i.name.clone()).collect();
-    let streams = Stream::ALL.into_iter().map(|s| (format!("stream {s}"), names(topology.writers(s).collect())));
-    let others = [Role::Pusher, Role::FederationSender, Role::Background, Role::UserDir, Role::MediaBackground]
-        .into_iter()
-        .map(|role| (role.to_string(), names(topology.serving(role).1)));
+    let streams =
+        Stream::ALL.into_iter().map(|s| (format!("stream {s}"), names(topology.writers(s).collect())));
+    let others =
+        [Role::Pusher, Role::FederationSender, Role::Background, Role::UserDir, Role::MediaBackground]
+            .into_iter()
+            .map(|role| (role.to_string(), names(topology.serving(role).1)));
     streams.chain(others).collect()
 }
 
@@ -238,12 +260,10 @@ impl Applied {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(file_error("read", &path)(error)),
         };
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
         match serde_json::from_slice::<Format>(&text) {
-            Ok(Format { format: found }) if found > FORMAT => Err(StateError::Newer { path, found, known: FORMAT }),
+            Ok(Format { format: found }) if found > FORMAT => {
+                Err(StateError::Newer { path, found, known: FORMAT })
+            }
             _ => Ok(serde_json::from_slice(&text).unwrap_or_default()),
         }
     }
@@ -300,7 +320,10 @@ impl Records {
 
     /// Reads those that an earlier run left.
     pub(crate) fn load(layout: &Layout) -> Self {
-        fs::read(Self::path(layout)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        fs::read(Self::path(layout))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
     }
 
     /// Ends every recorded process that still lives and is ours: asks first, then kills. Blocks for as long as that
@@ -321,9 +344,9 @@ impl Records {
                 left.retain(|record| record.id.alive());
             }
             if !kill {
-                left.iter().for_each(|record| {
+                for record in &left {
                     record.id.signal(Signal::SIGKILL);
-                });
+                }
             }
         }
         match left.first() {
@@ -386,7 +409,10 @@ mod tests {
         let lock = Lock::acquire(&layout).unwrap();
         assert!(Lock::is_held(&layout));
         let error = Lock::acquire(&layout).unwrap_err();
-        assert!(matches!(&error, StateError::Running { pid: Some(pid), .. } if *pid == std::process::id()), "{error}");
+        assert!(
+            matches!(&error, StateError::Running { pid: Some(pid), .. } if *pid == std::process::id()),
+            "{error}"
+        );
         drop(lock);
         assert!(!Lock::is_held(&layout));
         drop(Lock::acquire(&layout).unwrap());
@@ -397,8 +423,12 @@ mod tests {
         let (_dir, layout) = layout();
         fs::create_dir_all(layout.data_dir()).unwrap();
         assert_eq!(Applied::load(&layout).unwrap(), Applied::default());
-        let topology =
-            model::plan(&Stack::new("example.org".to_owned().try_into().unwrap()), Path::new("/run/x"), Preset::Full).unwrap();
+        let topology = model::plan(
+            &Stack::new("example.org".to_owned().try_into().unwrap()),
+            Path::new("/run/x"),
+            Preset::Full,
+        )
+        .unwrap();
         let applied = Applied::new("1.163.2".into(), agreement(&topology), false).with_admin();
         applied.save(&layout).unwrap();
         assert_eq!(Applied::load(&layout).unwrap(), applied);
@@ -413,6 +443,10 @@ mod tests {
     fn only_what_is_ours_is_ended() {
         let mut child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
         let id = ProcessId::of(child.id()).unwrap();
+        // The kernel sets the arguments a moment after it lets the parent go on.
+        while !id.command_line().is_some_and(|line| line.contains("sleep 300")) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let record = |id, mark: &str| Record {
             name: "x".into(),
             id,
@@ -422,7 +456,7 @@ mod tests {
         let patience = Duration::from_secs(5);
         let strangers = [
             record(ProcessId { started: id.started + 1, ..id }, "sleep 300"), // the number was given away again
-            record(id, "postgres"),                                         // another program
+            record(id, "postgres"),                                           // another program
         ];
         assert!(Records::new(strangers.to_vec()).sweep(patience).unwrap().is_empty());
         let other_boot = Records { boot: "another".into(), processes: vec![record(id, "sleep 300")] };
@@ -451,7 +485,8 @@ mod tests {
         std::os::unix::fs::symlink("123", dir.path().join("a.sock.lock")).unwrap();
         fs::write(dir.path().join("keep"), "").unwrap();
         remove_sockets(dir.path());
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left, ["keep"]);
     }
 }

@@ -36,6 +36,8 @@ use crate::valkey::Valkey;
 
 /// How long the processes of a killed supervisor get to end by themselves.
 const SWEEP: Duration = Duration::from_secs(10);
+/// How long a start may take that migrates the database to another version of Synapse.
+const MIGRATION: Duration = Duration::from_secs(3600);
 /// How long those who still talk to the control socket get at the end.
 const GOODBYE: Duration = Duration::from_millis(200);
 
@@ -51,7 +53,8 @@ pub struct UpOptions {
     pub packages: PathBuf,
     /// The name of the first administrator. Default: `admin`.
     pub admin: String,
-    /// How long all processes together may take to become healthy. Default: two minutes.
+    /// How long all processes together may take to become healthy. Default: two minutes. A start with another version
+    /// of Synapse may take an hour, for its database may have to be migrated.
     pub start_timeout: Duration,
     /// How long requests may go on when the stack stops. Default: five seconds.
     pub drain: Duration,
@@ -144,7 +147,9 @@ pub enum UpError {
         holder: Option<(u32, String)>,
     },
     /// The router cannot listen on its address.
-    #[error("cannot listen on {address}: {source}; set `{field}` to an address of this machine in stack.yaml")]
+    #[error(
+        "cannot listen on {address}: {source}; set `{field}` to an address of this machine in stack.yaml"
+    )]
     Bind {
         /// The field of `stack.yaml`.
         field: &'static str,
@@ -170,7 +175,7 @@ pub enum UpError {
     /// A process ends whenever it is started.
     #[error(
         "{name} does not start: {reason}{}\nsee `matrix-stack logs {name}` for more",
-        .lines.iter().map(|line| format!("\n    {line}")).collect::<String>()
+        indented(.lines)
     )]
     Process {
         /// Its name.
@@ -207,13 +212,19 @@ pub enum UpError {
         output: String,
     },
     /// The system refused something basic.
-    #[error("cannot {action}: {source}; see whether this machine is short of processes or open files (`ulimit -a`)")]
+    #[error(
+        "cannot {action}: {source}; see whether this machine is short of processes or open files (`ulimit -a`)"
+    )]
     System {
         /// What was tried.
         action: &'static str,
         /// Why it failed.
         source: io::Error,
     },
+}
+
+fn indented(lines: &[String]) -> String {
+    lines.iter().flat_map(|line| ["\n    ", line.as_str()]).collect()
 }
 
 fn system(action: &'static str) -> impl FnOnce(io::Error) -> UpError {
@@ -335,6 +346,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
         let _ = nix::unistd::setsid();
     }
     let mut signals = Signals::new().map_err(system("handle signals"))?;
+    raise_file_limit();
     let UpOptions { topology, layout, .. } = &options;
     let teller = Teller::new(progress);
 
@@ -358,7 +370,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
     let result = tokio::select! {
         result = start(&options, listeners, &control) => result,
         signal = signals.next() => Err(UpError::Interrupted { signal }),
-        _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "`matrix-stack down`" }),
+        _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "matrix-stack down" }),
     };
     match result {
         Ok(begun) => {
@@ -371,9 +383,24 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
             Ok(Running { stack: Arc::new(stack), signals })
         }
         Err(error) => {
-            stop(&session, Duration::ZERO, "the start failed".to_owned(), &mut signals).await;
+            let reason = match &error {
+                UpError::Interrupted { signal } => format!("{signal} received"),
+                _ => "the start failed".to_owned(),
+            };
+            stop(&session, Duration::ZERO, reason, &mut signals).await;
             Err(error)
         }
+    }
+}
+
+/// Lets this process have as many open files as it may: the router needs two for each request.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, limit = soft, "the number of open files stays limited");
     }
 }
 
@@ -381,7 +408,8 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
 async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
     let records = Records::load(layout);
     let swept = tokio::task::spawn_blocking(move || records.sweep(SWEEP)).await;
-    let names = swept.map_err(|error| system("look for what an earlier run left")(io::Error::other(error)))??;
+    let names =
+        swept.map_err(|error| system("look for what an earlier run left")(io::Error::other(error)))??;
     if !names.is_empty() {
         let text = format!("ended what an earlier run had left: {}", names.join(", "));
         teller.tell(Event::Note { text });
@@ -394,7 +422,9 @@ async fn bind(field: &'static str, address: &str) -> Result<TcpListener, UpError
     let failed = |source| UpError::Bind { field, address: address.to_owned(), source };
     let parsed: SocketAddr = address.parse().map_err(|error| failed(io::Error::other(error)))?;
     TcpListener::bind(parsed).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => UpError::AddressInUse { field, address: parsed, holder: proc::listener(parsed) },
+        io::ErrorKind::AddrInUse => {
+            UpError::AddressInUse { field, address: parsed, holder: proc::listener(parsed) }
+        }
         _ => failed(source),
     })
 }
@@ -422,14 +452,16 @@ async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>
 
     let router = start_router(topology, layout, listeners)?;
     let units = units(options, &programs, &launcher, &secrets.database_password.path)?;
-    let processes = units.len();
     let plan = Plan {
         layout: layout.clone(),
         units,
         spawner: Spawner::new(launcher).map_err(system("start a thread"))?,
         teller: control.teller.clone(),
         width: width(options.fork_server),
-        external: External { database: stack.database.external.is_some(), cache: stack.redis.external.is_some() },
+        external: External {
+            database: stack.database.external.is_some(),
+            cache: stack.redis.external.is_some(),
+        },
         separate: !options.fork_server,
         clock: control.clock,
     };
@@ -439,21 +471,23 @@ async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>
     let _ = control.supervisor.set(Arc::clone(&supervisor));
 
     let same = applied.synapse == programs.synapse && applied.agreement == agreement;
-    let registering = async {
-        if applied.admin { Ok(None) } else { first_admin(options, &supervisor, control).await }
-    };
+    let registering =
+        async { if applied.admin { Ok(None) } else { first_admin(options, &supervisor, control).await } };
     let starting = async {
         let (admin, ()) = tokio::try_join!(registering, bring_up(&supervisor, same, ended))?;
         Ok::<_, UpError>(admin)
     };
-    let admin = match timeout(options.start_timeout, starting).await {
-        Ok(result) => result?,
-        Err(_) => {
-            let unhealthy = |entry: &&crate::supervisor::Entry| entry.state != State::Healthy && !entry.optional;
-            let names = supervisor.shared.board().entries().filter(unhealthy).map(|e| e.about.name.clone()).collect();
-            return Err(UpError::Timeout { limit: options.start_timeout, names });
-        }
+    // A migration of a large database takes its time, and must not be broken off.
+    let migrates = applied.synapse != programs.synapse
+        && (!applied.synapse.is_empty() || stack.database.external.is_some());
+    let limit = if migrates { options.start_timeout.max(MIGRATION) } else { options.start_timeout };
+    let Ok(result) = timeout(limit, starting).await else {
+        let unhealthy = |entry: &&crate::supervisor::Entry| entry.state != State::Healthy && !entry.optional;
+        let names =
+            supervisor.shared.board().entries().filter(unhealthy).map(|e| e.about.name.clone()).collect();
+        return Err(UpError::Timeout { limit, names });
     };
+    let admin = result?;
 
     let applied = Applied::new(programs.synapse, agreement, admin.is_none());
     applied.save(layout)?;
@@ -461,9 +495,9 @@ async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>
         server_name: stack.server_name.to_string(),
         url: stack.base_url(),
         preset: topology.preset().to_string(),
-        processes,
+        processes: supervisor.shared.board().healthy().0,
         synapse_processes: topology.instances().len(),
-        seconds: (control.clock.elapsed() - install_seconds).as_secs_f64(),
+        seconds: control.clock.elapsed().saturating_sub(install_seconds).as_secs_f64(),
         install_seconds: install_seconds.as_secs_f64(),
         admin,
     };
@@ -533,8 +567,7 @@ fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> R
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
     let settings = router::Settings::from_stack(topology.stack());
     let snapshot = Snapshot::new(topology, settings).map_err(|error| refused(&error))?;
-    let options =
-        router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
+    let options = router::Options { access_log: AccessLog::File(layout.log("access")) };
     let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
     for instance in topology.instances() {
         router.hold(&instance.name);
@@ -611,7 +644,11 @@ fn synapse_unit(instance: &Instance, programs: &Programs, layout: &Layout) -> (A
         roles: instance.roles.iter().map(ToString::to_string).collect(),
         address: Some(instance.client.as_ref().unwrap_or(&instance.private).to_string()),
         // As its title has it; before it has set that, as the fork server is called; by itself, as it was started.
-        marks: vec![format!("synapse: {}", instance.name), "forkserver.py".to_owned(), instance.app.module().to_owned()],
+        marks: vec![
+            format!("synapse: {}", instance.name),
+            "forkserver.py".to_owned(),
+            instance.app.module().to_owned(),
+        ],
         stop: Signal::SIGTERM as i32,
     };
     (about, Kind::Synapse { instance: Box::new(instance.clone()), args, alone: Box::new(alone) })
@@ -622,7 +659,9 @@ fn python(programs: &Programs, layout: &Layout) -> Spec {
     let spec = Spec::new(&programs.python).arg("-I").directory(layout.data_dir()).umask(0o077);
     std::env::vars_os()
         .map(|(name, _)| name)
-        .filter(|name| name.to_str().is_some_and(|name| name.starts_with("PYTHON") || name.starts_with("SYNAPSE_")))
+        .filter(|name| {
+            name.to_str().is_some_and(|name| name.starts_with("PYTHON") || name.starts_with("SYNAPSE_"))
+        })
         .fold(spec, Spec::env_remove)
 }
 
@@ -704,7 +743,8 @@ async fn first_admin(
         state::write_private(&file, password.expose().as_bytes())?;
         (password, false)
     };
-    let secret = config::secrets::read(&layout.secret_paths(topology.stack()).registration_shared_secret.path)?;
+    let secret =
+        config::secrets::read(&layout.secret_paths(topology.stack()).registration_shared_secret.path)?;
     let main = topology.main();
     let account = Account { name, password: password.expose(), admin: true };
     let known = Admin {
@@ -767,7 +807,12 @@ pub async fn detach(
     state::make_directory(&logs, 0o700)?;
     let path = layout.log("supervisor");
     let log_start = logs::length(&path);
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(state::file_error("open", &path))?;
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(state::file_error("open", &path))?;
     let mut signals = Signals::new().map_err(system("handle signals"))?;
 
     let mut command = tokio::process::Command::from(command);
@@ -858,7 +903,8 @@ mod tests {
     fn the_last_words_are_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("supervisor.log");
-        std::fs::write(&path, "   0.10 s  starting\nerror: main does not start: exit code 1\n    line\n").unwrap();
+        std::fs::write(&path, "   0.10 s  starting\nerror: main does not start: exit code 1\n    line\n")
+            .unwrap();
         assert_eq!(last_words(&path, 0), "main does not start: exit code 1\n    line");
         assert!(last_words(&path, logs::length(&path)).contains("without a word"));
     }

@@ -29,7 +29,10 @@ pub struct Account<'a> {
 
 impl std::fmt::Debug for Account<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Account").field("name", &self.name).field("admin", &self.admin).finish_non_exhaustive()
+        f.debug_struct("Account")
+            .field("name", &self.name)
+            .field("admin", &self.admin)
+            .finish_non_exhaustive()
     }
 }
 
@@ -53,14 +56,18 @@ pub enum UserError {
         reason: &'static str,
     },
     /// Somebody has the name.
-    #[error("the user `{name}` exists already: choose another name, or change that account with the admin API")]
+    #[error(
+        "the user `{name}` exists already: choose another name, or change that account with the admin API"
+    )]
     Exists {
         /// The name.
         name: String,
     },
     /// Main does not answer.
-    #[error("Synapse's main process does not answer at {address} ({source}): start the stack with `matrix-stack up`, \
-             or see `matrix-stack status`")]
+    #[error(
+        "Synapse's main process does not answer at {address} ({source}): start the stack with `matrix-stack up`, \
+             or see `matrix-stack status`"
+    )]
     NotRunning {
         /// Where it was asked.
         address: Address,
@@ -103,27 +110,40 @@ fn main_address(layout: &Layout, stack: &Stack) -> Address {
 
 fn check(account: Account<'_>) -> Result<(), UserError> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._=-/+".contains(&b);
-    if account.name.is_empty() || account.name.len() > 200 || !account.name.bytes().all(allowed) || account.name.starts_with('_') {
+    if account.name.is_empty()
+        || account.name.len() > 200
+        || !account.name.bytes().all(allowed)
+        || account.name.starts_with('_')
+    {
         return Err(UserError::Name { name: account.name.to_owned() });
     }
     match account.password {
         "" => Err(UserError::Password { reason: "empty" }),
         // Synapse's own limit; NUL separates the parts of what is signed.
         text if text.len() > 512 => Err(UserError::Password { reason: "longer than 512 bytes" }),
-        text if text.contains('\0') => Err(UserError::Password { reason: "not text (it holds a NUL character)" }),
+        text if text.contains('\0') => {
+            Err(UserError::Password { reason: "not text (it holds a NUL character)" })
+        }
         _ => Ok(()),
     }
 }
 
-pub(crate) async fn register(address: &Address, secret: &str, account: Account<'_>) -> Result<String, UserError> {
+pub(crate) async fn register(
+    address: &Address,
+    secret: &str,
+    account: Account<'_>,
+) -> Result<String, UserError> {
     let not_running = |source| UserError::NotRunning { address: address.clone(), source };
     let refused = |status, answer: &Value| UserError::Refused {
         name: account.name.to_owned(),
         status,
         message: answer["error"].as_str().unwrap_or("no reason given").to_owned(),
     };
-    let (status, answer) = probe::json(address, Method::GET, REGISTER, None, LIMIT).await.map_err(not_running)?;
-    let Some(nonce) = answer["nonce"].as_str().filter(|_| status == 200) else { return Err(refused(status, &answer)) };
+    let (status, answer) =
+        probe::json(address, Method::GET, REGISTER, None, LIMIT).await.map_err(not_running)?;
+    let Some(nonce) = answer["nonce"].as_str().filter(|_| status == 200) else {
+        return Err(refused(status, &answer));
+    };
     let body = json!({
         "nonce": nonce,
         "username": account.name,
@@ -133,7 +153,8 @@ pub(crate) async fn register(address: &Address, secret: &str, account: Account<'
         "inhibit_login": true,
         "mac": signature(secret, nonce, account),
     });
-    let (status, answer) = probe::json(address, Method::POST, REGISTER, Some(&body), LIMIT).await.map_err(not_running)?;
+    let (status, answer) =
+        probe::json(address, Method::POST, REGISTER, Some(&body), LIMIT).await.map_err(not_running)?;
     match (status, answer["user_id"].as_str()) {
         (200, Some(id)) => Ok(id.to_owned()),
         _ if answer["errcode"] == "M_USER_IN_USE" => Err(UserError::Exists { name: account.name.to_owned() }),
@@ -173,6 +194,8 @@ mod tests {
 
     #[test]
     fn debug_hides_the_password() {
-        assert!(!format!("{:?}", Account { name: "a", password: "hunter2", admin: false }).contains("hunter2"));
+        assert!(
+            !format!("{:?}", Account { name: "a", password: "hunter2", admin: false }).contains("hunter2")
+        );
     }
 }

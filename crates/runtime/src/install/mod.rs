@@ -2,7 +2,7 @@
 //!
 //! Only a Python with `venv` must be there. It installs `uv`, and `uv` installs the rest, each into a *tree* of its
 //! own: a virtual environment in the packages directory, named after the hash of its lock. A tree counts only once it
-//! holds its [marker](Marker), which is written last, after everything in it was tried out and has reached the disk.
+//! holds its marker, which is written last, after everything in it was tried out and has reached the disk.
 //! A tree without one is what a killed installation left, and is removed. Trees are made where they stay, because a
 //! virtual environment knows its own path.
 //!

@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_needed_is_not_missed() {
-        let mut board = Board::new([about("forkserver", "forkserver", &[]), about("main", "main", &["main"])]);
+        let mut board =
+            Board::new([about("forkserver", "forkserver", &[]), about("main", "main", &["main"])]);
         assert_eq!(board.healthy(), (0, 2));
         board.get_mut("forkserver").unwrap().optional = true;
         board.get_mut("main").unwrap().state = State::Healthy;

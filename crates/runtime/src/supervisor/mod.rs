@@ -4,6 +4,8 @@
 mod board;
 mod policy;
 mod spawn;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 use std::fmt;
@@ -283,9 +285,13 @@ impl Stage {
 /// Why a restart that was asked for did not come about.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RestartError {
-    #[error("`{target}` is no process, role or group of this stack: see `matrix-stack status` for their names")]
+    #[error(
+        "`{target}` is no process, role or group of this stack: see `matrix-stack status` for their names"
+    )]
     Unknown { target: String },
-    #[error("`router` is the supervisor itself: restart the stack with `matrix-stack down` and `matrix-stack up`")]
+    #[error(
+        "`router` is the supervisor itself: restart the stack with `matrix-stack down` and `matrix-stack up`"
+    )]
     Router,
     #[error("{name} is not healthy {} s after its restart: see `matrix-stack logs {name}`", RESTART_LIMIT.as_secs())]
     NotHealthy { name: String },
@@ -328,7 +334,8 @@ impl Supervisor {
                 let (commands, orders) = mpsc::channel(16);
                 let stage = Stage::of(&kind);
                 let log = shared.layout.log(&name);
-                let unit = Unit { name: name.clone(), kind, log, shared: Arc::clone(&shared), commands: orders };
+                let unit =
+                    Unit { name: name.clone(), kind, log, shared: Arc::clone(&shared), commands: orders };
                 Handle { name, stage, commands, task: Mutex::new(Some(tokio::spawn(unit.run()))) }
             })
             .collect();
@@ -338,7 +345,8 @@ impl Supervisor {
 
     /// Waits until the named process is healthy.
     pub(crate) async fn healthy(&self, name: &str) {
-        self.wait(|board| board.get(name).is_some_and(|entry| entry.state == crate::client::State::Healthy)).await;
+        self.wait(|board| board.get(name).is_some_and(|entry| entry.state == crate::client::State::Healthy))
+            .await;
     }
 
     /// Waits until every process is healthy.
@@ -374,7 +382,8 @@ impl Supervisor {
     pub(crate) async fn schema(&self) {
         let mut forks = self.shared.gates.forks.subscribe();
         loop {
-            let ready = forks.wait_for(|forks| matches!(forks, Forks::Ready(_))).await.map(|forks| forks.clone());
+            let ready =
+                forks.wait_for(|forks| matches!(forks, Forks::Ready(_))).await.map(|forks| forks.clone());
             let Ok(Forks::Ready(server)) = ready else { return std::future::pending().await };
             tokio::select! {
                 () = server.schema() => return,
@@ -481,4 +490,3 @@ fn save_records(shared: &Shared) {
         tracing::warn!(%error, "the running processes are not recorded");
     }
 }
-

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model::{Address, Instance};
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::policy::RestartPolicy;
 use super::spawn::Output;
@@ -20,6 +20,7 @@ use crate::launch::Spec;
 use crate::postgres::{self, Cluster};
 use crate::proc::ProcessId;
 use crate::progress::Event;
+use crate::state::with_suffix;
 use crate::valkey::{self, Valkey};
 use crate::{logs, probe};
 
@@ -34,6 +35,8 @@ const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// A process that starts must be healthy by then. Migrations of a large database may take main long.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const MAIN_START_LIMIT: Duration = Duration::from_secs(3600);
+/// How long a fork server that has ended is still listened to.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// A process that did not answer for so long is restarted.
 const HUNG: Duration = Duration::from_secs(60);
 /// How long a process that is asked to stop hurriedly gets.
@@ -209,7 +212,7 @@ impl Unit {
     async fn launch(&self) -> Result<Child, String> {
         match &self.kind {
             Kind::Postgres { cluster, settings, .. } => {
-                let (preparing, settings) = (Arc::clone(cluster), settings.clone());
+                let (preparing, settings) = (Arc::clone(cluster), *settings);
                 let prepared = blocking(move || preparing.prepare(&settings)).await?;
                 if prepared.created {
                     self.shared.gates.fresh.send_replace(true);
@@ -243,9 +246,7 @@ impl Unit {
                         let order =
                             Order { name: &self.name, app: instance.app.module(), args, log: &self.log };
                         let forked = server.spawn(order).await?;
-                        let exit = async move {
-                            forked.exit.await.unwrap_or(Exit::Orphaned)
-                        };
+                        let exit = async move { forked.exit.await.unwrap_or(Exit::Orphaned) };
                         Ok(Child { id: identify(forked.pid), exit: Box::pin(exit), ended: None, hello: None })
                     }
                     Forks::Unusable => self.spawn(alone).await,
@@ -264,13 +265,21 @@ impl Unit {
     async fn start(&mut self, child: &mut Child, waiting: &mut Waiting) -> Next {
         let limit = match &self.kind {
             Kind::Synapse { instance, .. } if instance.is_main() => MAIN_START_LIMIT,
-            Kind::Synapse { .. } | Kind::ForkServer { .. } | Kind::Valkey(_) | Kind::Postgres { .. } => START_LIMIT,
+            Kind::Synapse { .. } | Kind::ForkServer { .. } | Kind::Valkey(_) | Kind::Postgres { .. } => {
+                START_LIMIT
+            }
         };
         let hello = child.hello.take();
+        let ready = become_healthy(&self.kind, &self.shared, hello);
+        tokio::pin!(ready);
         tokio::select! {
             biased;
-            exit = child.wait() => Next::Ended(exit),
-            next = become_healthy(&self.kind, &self.shared, hello) => next,
+            exit = child.wait() => match self.kind {
+                // Why it cannot be used may still be in its pipe.
+                Kind::ForkServer { .. } => timeout(LAST_WORDS, ready).await.unwrap_or(Next::Ended(exit)),
+                _ => Next::Ended(exit),
+            },
+            next = &mut ready => next,
             () = stop_ordered(&mut self.commands, waiting) => Next::Stop,
             () = sleep(limit) => Next::Ended(Exit::Lost(format!("it was not healthy within {} s", limit.as_secs()))),
         }
@@ -309,12 +318,13 @@ impl Unit {
                     Some(Command::Stop) | None => return Next::Stop,
                 },
                 answer = look => match answer {
-                    Ok(()) if unhealthy.is_some() => {
-                        unhealthy = None;
-                        let (healthy, total) = self.shared.set(&self.name, |entry| entry.state = State::Healthy);
-                        self.shared.tell(Event::Healthy { name: self.name.clone(), healthy, total, seconds: 0.0 });
+                    Ok(()) => {
+                        if let Some(since) = unhealthy.take() {
+                            let (healthy, total) = self.shared.set(&self.name, |entry| entry.state = State::Healthy);
+                            let seconds = since.elapsed().as_secs_f64();
+                            self.shared.tell(Event::Healthy { name: self.name.clone(), healthy, total, seconds });
+                        }
                     }
-                    Ok(()) => {}
                     Err(reason) => {
                         let since = *unhealthy.get_or_insert_with(|| {
                             self.shared.set(&self.name, |entry| entry.state = State::Unhealthy);
@@ -349,7 +359,7 @@ impl Unit {
                 sleep(HURRY).await;
             };
             tokio::select! {
-                _ = child.ended() => return,
+                () = child.ended() => return,
                 () = sleep(*patience) => {}
                 () = hurried => {}
             }
@@ -383,8 +393,9 @@ impl Unit {
         waiting: &mut Waiting,
     ) -> bool {
         self.gone(Some(&exit));
-        if exit == Exit::Orphaned {
-            // Not its fault, and told once for all of them.
+        let down = matches!(*self.shared.gates.forks.borrow(), Forks::Down);
+        if exit == Exit::Orphaned || (down && matches!(self.kind, Kind::Synapse { .. })) {
+            // It ended with the fork server, which is told once for all of them.
             return true;
         }
         let verdict = policy.ended(self.shared.clock.elapsed(), healthy_since);
@@ -393,7 +404,8 @@ impl Unit {
         if verdict.failed {
             self.shared.set(&self.name, |entry| entry.state = State::Failed);
         }
-        let repeated = policy.in_a_row() > 1;
+        // While the stack starts, whoever waits for that shows the log if it was in vain.
+        let repeated = policy.in_a_row() > 1 && self.shared.ends.is_closed();
         self.shared.tell(Event::Exited {
             name: self.name.clone(),
             reason: reason.clone(),
@@ -401,7 +413,12 @@ impl Unit {
             log: if repeated { lines.clone() } else { Vec::new() },
         });
         // Nobody listens once the start is over.
-        let _ = self.shared.ends.send(Ended { name: self.name.clone(), reason, lines, in_a_row: policy.in_a_row() });
+        let _ = self.shared.ends.send(Ended {
+            name: self.name.clone(),
+            reason,
+            lines,
+            in_a_row: policy.in_a_row(),
+        });
         tokio::select! {
             () = sleep(verdict.delay) => true,
             command = self.commands.recv() => match command {
@@ -448,7 +465,11 @@ impl Kind {
     }
 }
 
-async fn become_healthy(kind: &Kind, shared: &Shared, hello: Option<(ForkServer, oneshot::Receiver<Hello>)>) -> Next {
+async fn become_healthy(
+    kind: &Kind,
+    shared: &Shared,
+    hello: Option<(ForkServer, oneshot::Receiver<Hello>)>,
+) -> Next {
     match kind {
         Kind::ForkServer { .. } => {
             let Some((server, greeted)) = hello else { return std::future::pending().await };
@@ -466,7 +487,9 @@ async fn become_healthy(kind: &Kind, shared: &Shared, hello: Option<(ForkServer,
                         entry.last_exit = Some(reason.clone());
                     });
                     shared.gates.forks.send_replace(Forks::Unusable);
-                    let text = format!("Synapse's processes start one by one, which takes longer: the fork server says {reason}");
+                    let text = format!(
+                        "Synapse's processes start one by one, which takes longer: the fork server says {reason}"
+                    );
                     shared.tell(Event::Note { text });
                     shared.changed.notify_waiters();
                     Next::Park
@@ -549,7 +572,7 @@ fn identify(pid: u32) -> ProcessId {
 fn remove_socket(path: &Path) {
     // What cannot be removed is in the way of the bind, whose error is in the process's log.
     let _ = std::fs::remove_file(path);
-    let _ = std::fs::remove_file(path.with_added_extension("lock"));
+    let _ = std::fs::remove_file(with_suffix(path, ".lock"));
 }
 
 async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, String>
@@ -571,7 +594,11 @@ async fn stop_ordered(commands: &mut mpsc::Receiver<Command>, waiting: &mut Wait
 }
 
 /// Waits for `done`; false if the unit is to stop before.
-async fn until(done: impl Future<Output = ()>, commands: &mut mpsc::Receiver<Command>, waiting: &mut Waiting) -> bool {
+async fn until(
+    done: impl Future<Output = ()>,
+    commands: &mut mpsc::Receiver<Command>,
+    waiting: &mut Waiting,
+) -> bool {
     tokio::select! {
         biased;
         () = stop_ordered(commands, waiting) => false,
