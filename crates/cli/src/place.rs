@@ -40,9 +40,10 @@ impl Place {
     /// The default directory of installed packages.
     pub(crate) fn packages_dir() -> anyhow::Result<PathBuf> {
         let home = Home::of_this_process();
-        config::default_packages_dir(home.is_root, home.directory.as_deref(), home.data.as_deref()).ok_or_else(
-            || anyhow!("neither HOME nor XDG_DATA_HOME is set; say where to install with `--packages-dir`"),
-        )
+        config::default_packages_dir(home.is_root, home.directory.as_deref(), home.data.as_deref())
+            .ok_or_else(|| {
+                anyhow!("neither HOME nor XDG_DATA_HOME is set; say where to install with `--packages-dir`")
+            })
     }
 }
 

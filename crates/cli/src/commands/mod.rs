@@ -8,6 +8,7 @@ mod running;
 mod up;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::args::{Arguments, Command, Render};
 use crate::place::Place;
@@ -51,5 +52,9 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 /// Runs a future to its end. The runtime has worker threads, because the router lives in this process.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(future);
+    // An installation that was interrupted may take a moment to notice; nobody should have to wait for more.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
 }

@@ -7,6 +7,7 @@
 mod stack;
 mod system;
 mod trials;
+mod truth;
 
 use std::process::ExitCode;
 

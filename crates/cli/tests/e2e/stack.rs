@@ -44,7 +44,11 @@ impl Stack {
     /// A stack on a port that may be taken.
     pub(crate) fn at(preset: &'static str, port: u16) -> Self {
         // Short, for the sockets' paths are limited to 107 bytes, and open, for PostgreSQL's user has to get in.
-        let directory = tempfile::Builder::new().prefix("ms-e2e-").tempdir_in("/tmp").expect("a temporary directory").keep();
+        let directory = tempfile::Builder::new()
+            .prefix("ms-e2e-")
+            .tempdir_in("/tmp")
+            .expect("a temporary directory")
+            .keep();
         fs::set_permissions(&directory, Permissions::from_mode(0o711)).expect("own directory");
         MADE.lock().unwrap_or_else(PoisonError::into_inner).push(directory.clone());
         let stack = Self { directory, port, preset };
@@ -105,7 +109,7 @@ impl Stack {
     /// The program, about this stack.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.args(words).arg("--config").arg(self.directory.join("stack.yaml"));
+        command.arg("--config").arg(self.directory.join("stack.yaml")).args(words);
         command
     }
 
@@ -150,7 +154,8 @@ impl Stack {
 
     /// A file with these people's names and passwords, for the flow.
     pub(crate) fn people(&self, names: &[&str]) -> PathBuf {
-        let people: Vec<Value> = names.iter().map(|name| json!({ "name": name, "password": password(name) })).collect();
+        let people: Vec<Value> =
+            names.iter().map(|name| json!({ "name": name, "password": password(name) })).collect();
         let path = self.directory.join(format!("{}.json", names[0]));
         fs::write(&path, Value::from(people).to_string()).expect("own directory");
         path
@@ -169,7 +174,9 @@ impl Stack {
     /// The lines of the router's access log so far.
     pub(crate) fn access_log(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.log("access")).expect("an access log");
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}")))
+            .collect()
     }
 }
 
@@ -185,7 +192,7 @@ pub(crate) fn is_healthy(status: &Status) -> bool {
 
 /// Where packages are kept from one run to the next. Where that directory is another user's, or PostgreSQL's user could
 /// not enter it, they are kept for one run only.
-fn packages() -> &'static Path {
+pub(crate) fn packages() -> &'static Path {
     static PACKAGES: OnceLock<PathBuf> = OnceLock::new();
     PACKAGES.get_or_init(|| {
         let lasting = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -195,7 +202,11 @@ fn packages() -> &'static Path {
         if own && (open || !me.is_root()) {
             return lasting.join("packages");
         }
-        let directory = tempfile::Builder::new().prefix("ms-e2e-packages-").tempdir_in("/tmp").expect("a directory").keep();
+        let directory = tempfile::Builder::new()
+            .prefix("ms-e2e-packages-")
+            .tempdir_in("/tmp")
+            .expect("a directory")
+            .keep();
         fs::set_permissions(&directory, Permissions::from_mode(0o711)).expect("own directory");
         MADE.lock().unwrap_or_else(PoisonError::into_inner).push(directory.clone());
         directory
@@ -203,7 +214,7 @@ fn packages() -> &'static Path {
 }
 
 /// A Python with the client library, installed from the lock like everything else.
-fn python() -> &'static Path {
+pub(crate) fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let options = InstallOptions::new(packages(), Launcher::at(PROGRAM));
@@ -233,10 +244,10 @@ pub(crate) fn clear_up(failed: bool) {
     for directory in made {
         let file = directory.join("stack.yaml");
         if file.exists() && !system::working_in(&directory).is_empty() {
-            let mut down = Command::new(PROGRAM);
-            down.arg("down").arg("--config").arg(&file);
             // Whether it worked is seen below.
-            let _ = std::panic::catch_unwind(move || system::run(&mut down, DOWN));
+            let _ = std::panic::catch_unwind(|| {
+                system::run(Command::new(PROGRAM).arg("down").arg("--config").arg(&file), DOWN)
+            });
         }
         for process in system::working_in(&directory) {
             process.kill();

@@ -53,13 +53,15 @@ pub(crate) fn run(command: &mut Command, limit: Duration) -> Done {
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
     let status = wait(&mut child, limit);
-    let mut text = |file: &mut fs::File| {
+    let text = |file: &mut fs::File| {
         let mut bytes = Vec::new();
         file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("own file");
         String::from_utf8_lossy(&bytes).into_owned()
     };
     let (stdout, stderr) = (text(&mut out), text(&mut err));
-    let Some(status) = status else { panic!("{command:?} has not ended within {limit:?}:\n{stdout}\n{stderr}") };
+    let Some(status) = status else {
+        panic!("{command:?} has not ended within {limit:?}:\n{stdout}\n{stderr}")
+    };
     Done { code: status.code(), stdout, stderr, took: started.elapsed() }
 }
 
@@ -131,21 +133,29 @@ impl Stat {
         // The name before the last parenthesis may hold anything. proc_pid_stat(5): 3 is the state, 4 the parent,
         // 22 the start time.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(Self { state: fields.first()?.chars().next()?, parent: fields.get(1)?.parse().ok()?, started: fields.get(19)?.parse().ok()? })
+        Some(Self {
+            state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
+            started: fields.get(19)?.parse().ok()?,
+        })
     }
 }
 
 /// Every process and what it is called.
 fn all() -> BTreeMap<u32, Stat> {
     let pids = fs::read_dir("/proc").expect("a mounted /proc").flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(|pid| Some((pid, Stat::read(pid)?))).collect()
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, Stat::read(pid)?)))
+        .collect()
 }
 
 /// The process and everything that descends from it.
 pub(crate) fn tree(root: u32) -> Vec<Process> {
     let all = all();
     let below = |pid: u32| {
-        std::iter::successors(Some(pid), |pid| all.get(pid).map(|stat| stat.parent)).take(64).any(|pid| pid == root)
+        std::iter::successors(Some(pid), |pid| all.get(pid).map(|stat| stat.parent))
+            .take(64)
+            .any(|pid| pid == root)
     };
     all.keys().copied().filter(|pid| below(*pid)).filter_map(Process::find).collect()
 }
@@ -183,7 +193,8 @@ pub(crate) fn get(port: u16, path: &str) -> u16 {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("somebody listens");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("a connection");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .expect("a connection");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("an answer");
     let answer = String::from_utf8_lossy(&answer);
