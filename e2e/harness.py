@@ -2,7 +2,7 @@
 
 Requests are made once. A step that needs a retry to pass has found a fault, so nothing here retries
 except `User.eventually`, which is for what Matrix itself promises only "soon" (search indexes,
-the user directory, presence).
+the user directory, presence), and `Http.settles`, for what one process may still have in a cache.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ UNSTABLE = "/_matrix/client/unstable"
 REQUEST_SECONDS = 60
 # How long one long poll is held. Short enough that a lost wake-up is told apart from a slow one.
 POLL_MILLISECONDS = 10_000
+# How long one process may not know what another has changed.
+SETTLING_SECONDS = 10
 # How long a step waits for something to show up in another user's sync.
 ARRIVAL_SECONDS = 30
 
@@ -133,6 +135,29 @@ class Http:
             check(got == errcode, f"{what}: wanted {errcode}, got {got}")
         return answer
 
+    async def settles(
+        self,
+        path: str,
+        *,
+        expect: int = 200,
+        errcode: str | None = None,
+        where: Callable[[Any], bool] = lambda _: True,
+    ) -> Any:
+        """The first answer to GET that is as wanted, which the server may take a moment to give.
+
+        For what one process has changed and another may have in a cache: the news of it travels.
+        """
+        deadline = time.monotonic() + SETTLING_SECONDS
+        while True:
+            try:
+                answer = await self.call("GET", path, expect=expect, errcode=errcode)
+                check(where(answer), f"GET {path} still says {answer}")
+                return answer
+            except StepFailed:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.1)
+
     async def get(self, path: str, **rest: Any) -> Any:
         return await self.call("GET", path, **rest)
 
@@ -226,9 +251,7 @@ class Inbox:
         """A place from which `wait` may look for what comes later."""
         return len(self.entries)
 
-    async def until(
-        self, what: str, condition: Callable[[], Any], seconds: float = ARRIVAL_SECONDS
-    ) -> Any:
+    async def until(self, what: str, condition: Callable[[], Any], seconds: float = ARRIVAL_SECONDS) -> Any:
         """The first true answer of `condition`, asked again after each sync."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
@@ -333,9 +356,7 @@ class User:
         async def forever() -> None:
             while True:
                 try:
-                    await self.client.sync_forever(
-                        timeout=POLL_MILLISECONDS, sync_filter=filter_id
-                    )
+                    await self.client.sync_forever(timeout=POLL_MILLISECONDS, sync_filter=filter_id)
                 except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
                     self.inbox.errors.append(repr(error))
                     self.inbox.wake()
@@ -358,9 +379,7 @@ class User:
 
     async def joined(self, room: str) -> None:
         """Waits until the user's own sync shows the room as joined."""
-        await self.inbox.until(
-            f"its own join of {room}", lambda: room in self.client.rooms
-        )
+        await self.inbox.until(f"its own join of {room}", lambda: room in self.client.rooms)
 
     async def eventually(
         self,

@@ -118,14 +118,10 @@ async def with_password(
 async def make_room(owner: User, members: list[User], **options: Any) -> str:
     """A room that all members have joined and see as joined."""
     options.setdefault("preset", nio.RoomPreset.private_chat)
-    room = ok(
-        await owner.client.room_create(invite=[member.id for member in members], **options)
-    ).room_id
+    room = ok(await owner.client.room_create(invite=[member.id for member in members], **options)).room_id
 
     async def enter(member: User) -> None:
-        await member.inbox.until(
-            f"the invitation to {room}", lambda: room in member.client.invited_rooms
-        )
+        await member.inbox.until(f"the invitation to {room}", lambda: room in member.client.invited_rooms)
         ok(await member.client.join(room))
         await member.joined(room)
 
@@ -163,12 +159,8 @@ async def refusals(c: Context) -> None:
     )
     await http.get(f"{CLIENT}/sync", expect=401, errcode="M_MISSING_TOKEN")
     await http.get("/_matrix/client/v3/nothing/here", expect=404, errcode="M_UNRECOGNIZED")
-    await http.call(
-        "POST", f"{CLIENT}/login", data=b"{no json", expect=400, errcode="M_NOT_JSON"
-    )
-    await http.call(
-        "PATCH", f"{CLIENT}/login", {}, expect=405, errcode="M_UNRECOGNIZED"
-    )
+    await http.call("POST", f"{CLIENT}/login", data=b"{no json", expect=400, errcode="M_NOT_JSON")
+    await http.call("PATCH", f"{CLIENT}/login", {}, expect=405, errcode="M_UNRECOGNIZED")
 
 
 @step()
@@ -178,9 +170,7 @@ async def federation_public(c: Context) -> str:
     keys = await c.http.get("/_matrix/key/v2/server")
     for name, key in keys["verify_keys"].items():
         verify_signed(keys, keys["server_name"], name, key["key"])
-    await c.http.get(
-        "/_matrix/federation/v1/event/$nothing", expect=401, errcode="M_UNAUTHORIZED"
-    )
+    await c.http.get("/_matrix/federation/v1/event/$nothing", expect=401, errcode="M_UNAUTHORIZED")
     return f"{version['name']} {version['version']}"
 
 
@@ -316,7 +306,11 @@ async def push_rules(c: Context) -> None:
     check(len(kept[f"word{c.run}"]["actions"]) == 2, "the rule's actions were not kept")
     await user.http.delete(rule)
     await user.http.get(rule, expect=404, errcode="M_NOT_FOUND")
-    ok(await user.client.set_pushrule("global", nio.PushRuleKind.override, f"nio{c.run}", conditions=[nio.PushEventMatch("type", "x")]))
+    ok(
+        await user.client.set_pushrule(
+            "global", nio.PushRuleKind.override, f"nio{c.run}", conditions=[nio.PushEventMatch("type", "x")]
+        )
+    )
     ok(await user.client.delete_pushrule("global", nio.PushRuleKind.override, f"nio{c.run}"))
 
 
@@ -328,17 +322,15 @@ async def devices(c: Context) -> None:
     mine = session["device_id"]
     path = f"{CLIENT}/devices/{q(mine)}"
     await user.http.put(path, {"display_name": "renamed"})
-    check((await user.http.get(path))["display_name"] == "renamed", "the name was not kept")
+    await user.http.settles(path, where=lambda device: device["display_name"] == "renamed")
     listed = {device.id for device in ok(await user.client.devices()).devices}
     check({mine, user.device} <= listed, f"{mine} or {user.device} is not among {listed}")
     await user.http.delete(path, expect=401)
     await with_password(user, "DELETE", path, {})
-    await user.http.get(path, expect=404, errcode="M_NOT_FOUND")
-    await other.get(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
+    await user.http.settles(path, expect=404, errcode="M_NOT_FOUND")
+    await other.settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
     _, session = await second_device(user, "to be removed too")
-    await with_password(
-        user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]}
-    )
+    await with_password(user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]})
 
 
 @step("login")
@@ -358,13 +350,9 @@ async def token_refresh(c: Context) -> None:
 
         async def arrives() -> bool:
             nonlocal since
-            answer = await http.get(
-                f"{CLIENT}/sync", params={"timeout": "5000", "since": since}
-            )
+            answer = await http.get(f"{CLIENT}/sync", params={"timeout": "5000", "since": since})
             since = answer["next_batch"]
-            return any(
-                e["content"] == event for e in answer.get("account_data", {}).get("events", ())
-            )
+            return any(e["content"] == event for e in answer.get("account_data", {}).get("events", ()))
 
         await user.eventually("the change after a refresh", arrives)
 
@@ -416,13 +404,11 @@ async def rooms(c: Context) -> str:
         check(":" not in room, f"a room of version 12 is called {room}")
         return room
 
-    c.rooms["public"], c.rooms["eleven"], c.rooms["twelve"], c.rooms["default"] = (
-        await asyncio.gather(
-            public(),
-            make_room(owner, others, room_version="11", name=f"Eleven {c.run}"),
-            twelve(),
-            make_room(others[0], [owner, *others[1:]], name=f"Default {c.run}"),
-        )
+    c.rooms["public"], c.rooms["eleven"], c.rooms["twelve"], c.rooms["default"] = await asyncio.gather(
+        public(),
+        make_room(owner, others, room_version="11", name=f"Eleven {c.run}"),
+        twelve(),
+        make_room(others[0], [owner, *others[1:]], name=f"Default {c.run}"),
     )
     return f"{len(c.rooms)} rooms with {len(c.users)} members each"
 
@@ -552,9 +538,7 @@ async def edits_and_relations(c: Context) -> None:
             {"m.relates_to": {"rel_type": "m.annotation", "event_id": first, "key": "👍"}},
         )
     ).event_id
-    reply = await b.text(
-        room, "in a thread", **{"m.relates_to": {"rel_type": "m.thread", "event_id": first}}
-    )
+    reply = await b.text(room, "in a thread", **{"m.relates_to": {"rel_type": "m.thread", "event_id": first}})
     for event in (edit, reaction, reply):
         await a.inbox.event(room, event)
         await b.inbox.event(room, event)
@@ -640,9 +624,7 @@ async def presence(c: Context) -> None:
     ok(await a.client.set_presence("online", status))
     await b.inbox.wait(
         f"the status of {a.name}",
-        lambda e: e.kind == "presence"
-        and e.body["sender"] == a.id
-        and e.content.get("status_msg") == status,
+        lambda e: e.kind == "presence" and e.body["sender"] == a.id and e.content.get("status_msg") == status,
     )
     told = ok(await b.client.get_presence(a.id))
     check(
@@ -778,12 +760,9 @@ async def one_time_keys(c: Context) -> str:
         name,
     )
     one_time = {
-        f"signed_curve25519:AAAA{n}": keys.sign({"key": Keys().public}, b.id, name)
-        for n in range(count)
+        f"signed_curve25519:AAAA{n}": keys.sign({"key": Keys().public}, b.id, name) for n in range(count)
     }
-    fallback = {
-        "signed_curve25519:FALL": keys.sign({"key": Keys().public, "fallback": True}, b.id, name)
-    }
+    fallback = {"signed_curve25519:FALL": keys.sign({"key": Keys().public, "fallback": True}, b.id, name)}
     uploaded = await http.post(
         f"{CLIENT}/keys/upload",
         {"device_keys": device_keys, "one_time_keys": one_time, "fallback_keys": fallback},
@@ -868,10 +847,16 @@ async def cross_signing(c: Context) -> None:
 
     await b.eventually("the new master key", seen, 10)
     made = await a.http.post(
-        f"{CLIENT}/room_keys/version", {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {}}
+        f"{CLIENT}/room_keys/version",
+        {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {}},
     )
     version = {"version": made["version"]}
-    session = {"first_message_index": 0, "forwarded_count": 0, "is_verified": True, "session_data": {"run": c.run}}
+    session = {
+        "first_message_index": 0,
+        "forwarded_count": 0,
+        "is_verified": True,
+        "session_data": {"run": c.run},
+    }
     path = f"{CLIENT}/room_keys/keys/{q('!backup:example.org')}/session"
     await a.http.put(path, session, params=version)
     kept = await a.http.get(path, params=version)
@@ -923,10 +908,12 @@ async def profile(c: Context) -> None:
     )
     await b.inbox.wait(
         "the new name in a room",
-        lambda e: e.kind == "timeline"
-        and e.type == "m.room.member"
-        and e.body["state_key"] == a.id
-        and e.content.get("displayname") == name,
+        lambda e: (
+            e.kind == "timeline"
+            and e.type == "m.room.member"
+            and e.body["state_key"] == a.id
+            and e.content.get("displayname") == name
+        ),
         since=mark,
     )
 
@@ -1136,7 +1123,11 @@ async def sliding_sync(c: Context) -> str:
             c.rooms["twelve"]: {"timeline_limit": 20, "required_state": [["m.room.create", ""]]}
         },
         "extensions": {
-            "to_device": on, "e2ee": on, "account_data": on, "receipts": on, "typing": on,
+            "to_device": on,
+            "e2ee": on,
+            "account_data": on,
+            "receipts": on,
+            "typing": on,
         },
     }
     first = await reader.http.post(path, body, params={"timeout": "0"})
@@ -1178,10 +1169,17 @@ async def sliding_sync(c: Context) -> str:
         check(got.count(event) == 1, f"{event} came {got.count(event)} times")
     ok(await writer.client.room_typing(c.rooms["twelve"], True, timeout=20_000))
     await next_sync(
-        lambda a: True
-        if writer.id
-        in a["extensions"].get("typing", {}).get("rooms", {}).get(c.rooms["twelve"], {}).get("content", {}).get("user_ids", ())
-        else None
+        lambda a: (
+            True
+            if writer.id
+            in a["extensions"]
+            .get("typing", {})
+            .get("rooms", {})
+            .get(c.rooms["twelve"], {})
+            .get("content", {})
+            .get("user_ids", ())
+            else None
+        )
     )
     ok(await writer.client.room_typing(c.rooms["twelve"], False))
     await reader.http.post(
@@ -1244,7 +1242,10 @@ async def room_reading(c: Context) -> None:
     )
     check("event_id" in moment, f"no event at that moment: {moment}")
     mine = ok(await user.client.joined_rooms()).rooms
-    check(set(c.rooms.values()) - {c.rooms.get("side")} <= set(mine) | {c.rooms.get("side")}, "a joined room is missing")
+    check(
+        set(c.rooms.values()) - {c.rooms.get("side")} <= set(mine) | {c.rooms.get("side")},
+        "a joined room is missing",
+    )
     initial = await user.http.get(f"{base}/initialSync", params={"limit": "3"})
     check(initial["room_id"] == room and len(initial["messages"]["chunk"]) == 3, "initialSync differs")
     await user.http.get(f"{CLIENT}/notifications", params={"limit": "5"})
@@ -1397,9 +1398,9 @@ async def thread_subscriptions(c: Context) -> None:
     path = f"{UNSTABLE}/io.element.msc4306/rooms/{q(room)}/thread/{q(root)}/subscription"
     await a.http.get(path, expect=404, errcode="M_NOT_FOUND")
     await a.http.put(path)
-    check(await a.http.get(path) == {"automatic": False}, "the subscription was not kept")
+    await a.http.settles(path, where=lambda answer: answer == {"automatic": False})
     await a.http.delete(path)
-    await a.http.get(path, expect=404, errcode="M_NOT_FOUND")
+    await a.http.settles(path, expect=404, errcode="M_NOT_FOUND")
 
 
 @step("side_room")
@@ -1478,22 +1479,18 @@ async def password(c: Context) -> None:
             errcode="M_FORBIDDEN",
         )
     finally:
-        await with_password(
-            user, "POST", path, {"new_password": old, "logout_devices": False}, other
-        )
+        await with_password(user, "POST", path, {"new_password": old, "logout_devices": False}, other)
 
 
 @step("login", after=list(plan.steps))
 async def logout(c: Context) -> None:
-    """Everybody goes; their tokens die at once."""
+    """Everybody goes; their tokens die."""
 
     async def one(user: User) -> None:
         token = user.http.token
         await user.stop_sync()
         ok(await user.client.logout())
-        await c.http.bearing(token).get(
-            f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN"
-        )
+        await c.http.bearing(token).settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
 
     await asyncio.gather(*map(one, c.users))
 
