@@ -15,7 +15,7 @@ import struct
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -786,7 +786,7 @@ async def one_time_keys(c: Context) -> str:
         given.append(key_name)
         return key_name
 
-    # At once, Synapse may give out the fallback key where another claim has its hand on the last one-time keys.
+    # At once, Synapse may give out the fallback key where other claims have their hands on the last others.
     await asyncio.gather(*(claim(c.users[n % len(c.users)]) for n in range(count)))
     while len(given) < 3 * count and (await claim(a)) != "signed_curve25519:FALL":
         pass
@@ -1113,78 +1113,67 @@ async def sync_with_filter(c: Context) -> None:
 async def sliding_sync(c: Context) -> str:
     """Sliding sync: the window first, then only what is new, with its extensions."""
     c.feature("org.matrix.simplified_msc3575")
-    reader, writer = c.users[1], c.users[2]
+    writer = c.users[2]
+    # A device of its own, whose to-device messages no other sync takes away.
+    http, _ = await second_device(c.users[1], "sliding")
     path = f"{UNSTABLE}/org.matrix.simplified_msc3575/sync"
-    on = {"enabled": True}
+    extensions = {
+        name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")
+    }
     body: dict[str, Any] = {
         "conn_id": f"flow{c.run}",
         "lists": {"all": {"ranges": [[0, 99]], "timeline_limit": 3, "required_state": [["m.room.name", ""]]}},
         "room_subscriptions": {
             c.rooms["twelve"]: {"timeline_limit": 20, "required_state": [["m.room.create", ""]]}
         },
-        "extensions": {
-            "to_device": on,
-            "e2ee": on,
-            "account_data": on,
-            "receipts": on,
-            "typing": on,
-        },
+        "extensions": extensions,
     }
-    first = await reader.http.post(path, body, params={"timeout": "0"})
+    first = await http.post(path, body, params={"timeout": "0"})
     check(first["lists"]["all"]["count"] >= 4, f"the list counts {first['lists']}")
     for name in ("public", "eleven", "twelve", "default"):
         check(c.rooms[name] in first["rooms"], f"the room {name} is not in the window")
     timeline = first["rooms"][c.rooms["twelve"]]["timeline"]
     check(len(timeline) == 20, f"the subscription brought {len(timeline)} events")
     check("device_one_time_keys_count" in first["extensions"]["e2ee"], "no key counts")
+    extensions["to_device"]["since"] = first["extensions"]["to_device"]["next_batch"]
     position = first["pos"]
-    slowest = 0.0
 
-    async def next_sync(wanted: Any) -> Any:
+    async def brings(what: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Syncs on until an answer is the wanted one."""
         nonlocal position
         for _ in range(20):
-            body["extensions"]["to_device"]["since"] = since
-            answer = await reader.http.post(path, body, params={"timeout": "10000", "pos": position})
+            answer = await http.post(path, body, params={"timeout": "10000", "pos": position})
             position = answer["pos"]
-            if (found := wanted(answer)) is not None:
-                return found
-        raise StepFailed("sliding sync has not brought what was sent")
+            if wanted(answer):
+                return
+        raise StepFailed(f"sliding sync has not brought {what}")
 
-    body["extensions"]["to_device"] = dict(on)
-    since = first["extensions"].get("to_device", {}).get("next_batch")
-    if since is None:
-        body["extensions"]["to_device"].pop("since", None)
-    for room in (c.rooms["public"], c.rooms["twelve"], c.rooms["eleven"]):
+    async def message_into(room: str) -> float:
+        """Seconds from sending a message until it was brought, which must be once."""
         got: list[str] = []
 
-        def wanted(answer: Any) -> Any:
-            # Events of one room come in order and once; the one that was sent is the last.
+        def wanted(answer: dict[str, Any]) -> bool:
             got.extend(e["event_id"] for e in answer["rooms"].get(room, {}).get("timeline", ()))
-            return True if event in got else None
+            return event in got
 
         started = time.monotonic()
         event = await writer.text(room, f"sliding {c.run}")
-        await next_sync(wanted)
-        slowest = max(slowest, time.monotonic() - started)
+        await brings(f"the event {event}", wanted)
         check(got.count(event) == 1, f"{event} came {got.count(event)} times")
+        return time.monotonic() - started
+
+    slowest = max([await message_into(c.rooms[name]) for name in ("public", "twelve", "eleven")])
+
+    def typing(answer: dict[str, Any]) -> bool:
+        rooms = answer["extensions"].get("typing", {}).get("rooms", {})
+        return writer.id in rooms.get(c.rooms["twelve"], {}).get("content", {}).get("user_ids", ())
+
     ok(await writer.client.room_typing(c.rooms["twelve"], True, timeout=20_000))
-    await next_sync(
-        lambda a: (
-            True
-            if writer.id
-            in a["extensions"]
-            .get("typing", {})
-            .get("rooms", {})
-            .get(c.rooms["twelve"], {})
-            .get("content", {})
-            .get("user_ids", ())
-            else None
-        )
-    )
+    await brings(f"the typing of {writer.name}", typing)
     ok(await writer.client.room_typing(c.rooms["twelve"], False))
-    await reader.http.post(
-        path, body, params={"timeout": "0", "pos": "999999/s1_1_1_1_1_1_1_1_1_1_1"}, expect=400
-    )
+    unknown = {"timeout": "0", "pos": "999999/s1_1_1_1_1_1_1_1_1_1_1"}
+    await http.post(path, body, params=unknown, expect=400)
+    await http.post(f"{CLIENT}/logout")
     return f"slowest from send to sync {slowest:.2f} s"
 
 
@@ -1243,7 +1232,7 @@ async def room_reading(c: Context) -> None:
     check("event_id" in moment, f"no event at that moment: {moment}")
     mine = ok(await user.client.joined_rooms()).rooms
     check(
-        set(c.rooms.values()) - {c.rooms.get("side")} <= set(mine) | {c.rooms.get("side")},
+        {c.rooms[name] for name in ("public", "eleven", "twelve", "default")} <= set(mine),
         "a joined room is missing",
     )
     initial = await user.http.get(f"{base}/initialSync", params={"limit": "3"})
@@ -1376,7 +1365,7 @@ async def delayed_events(c: Context) -> None:
             since=mark,
         )
 
-    alone, sent, cancelled = await asyncio.gather(
+    _, sent, cancelled = await asyncio.gather(
         later("alone", 2_000), later("sent", 600_000), later("cancelled", 600_000)
     )
     waiting = {e["delay_id"] for e in (await a.http.get(manage))["delayed_events"]}
