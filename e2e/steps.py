@@ -659,7 +659,10 @@ async def account_data(c: Context) -> None:
     check(f"u.work{c.run}" not in tags, "the tag is still there")
     await b.http.put(f"{a.path}/account_data/test.global", {}, expect=403, errcode="M_FORBIDDEN")
     check(
-        not any(e.type.startswith("test.") for e in b.inbox.entries[marks[1] :]),
+        not any(
+            e.kind.endswith("account_data") and e.type.startswith("test.")
+            for e in b.inbox.entries[marks[1] :]
+        ),
         "another user was told of account data",
     )
 

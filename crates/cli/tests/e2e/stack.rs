@@ -222,14 +222,15 @@ pub(crate) fn python() -> &'static Path {
     })
 }
 
-/// Stops the stack should this process end without having done so: a pipe tells the watch, which nothing can prevent.
+/// Stops the stack and removes its directory should this process end without having done so: a pipe tells the watch,
+/// which nothing can prevent.
 fn watch_over(directory: &Path) {
     static WATCHES: Mutex<Vec<Child>> = Mutex::new(Vec::new());
     let mut watch = Command::new("sh");
     watch
-        .args(["-c", r#"cat; exec "$PROGRAM" down --config "$FILE""#])
+        .args(["-c", r#"cat; "$PROGRAM" down --config "$DIRECTORY/stack.yaml"; rm -rf "$DIRECTORY""#])
         .env("PROGRAM", PROGRAM)
-        .env("FILE", directory.join("stack.yaml"))
+        .env("DIRECTORY", directory)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
