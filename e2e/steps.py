@@ -1107,7 +1107,9 @@ async def sync_with_filter(c: Context) -> None:
             "filter": json.dumps({"room": {"rooms": [room]}}),
         },
     )
-    state = full["rooms"]["join"][room]["state"]["events"]
+    joined = full["rooms"]["join"][room]
+    # Who has changed a name lately has the newest state in the timeline.
+    state = joined["state"]["events"] + joined["timeline"]["events"]
     members = {e["state_key"] for e in state if e["type"] == "m.room.member"}
     check(members == {u.id for u in c.users}, f"full state has the members {members}")
 
