@@ -1,15 +1,17 @@
 //! Responses that the router gives itself.
 
+use std::io::Write as _;
+
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body_util::Full;
 use serde_json::json;
 
 use crate::failure::Failure;
+use crate::http1::line;
 
 /// The headers that the client-server API recommends ("Web Browser Clients"), and those that Synapse allows or shows
 /// beyond them: `Date`; `If-Match`, `If-None-Match` and `ETag` for rendezvous sessions (MSC4108); its trace ID.
@@ -32,8 +34,8 @@ pub(crate) fn cors(headers: &mut HeaderMap) {
 }
 
 /// A JSON document.
-pub(crate) fn document(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+pub(crate) fn document(status: StatusCode, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     cors(response.headers_mut());
@@ -41,8 +43,8 @@ pub(crate) fn document(status: StatusCode, body: impl Into<Bytes>) -> Response<F
 }
 
 /// The answer to a CORS preflight. Browsers may keep it for a day.
-pub(crate) fn preflight() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+pub(crate) fn preflight() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     cors(response.headers_mut());
     response.headers_mut().insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
@@ -50,18 +52,24 @@ pub(crate) fn preflight() -> Response<Full<Bytes>> {
 }
 
 /// The page at `/`, for people who open the homeserver's address in a browser.
-pub(crate) fn landing() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(
+pub(crate) fn landing() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from_static(
         b"<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Matrix homeserver</title>\
           <h1>A Matrix homeserver</h1><p>This address is for Matrix clients: enter it as the homeserver in yours. \
           <a href=\"/_matrix/client/versions\">What it speaks</a>.</p></html>\n",
-    )));
+    ));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
 }
 
+/// The answer to a request whose head cannot be read.
+pub(crate) fn bad_head(status: StatusCode) -> Response<Bytes> {
+    let body = json!({ "errcode": "M_UNKNOWN", "error": "The request's head is malformed or too large" });
+    document(status, body.to_string())
+}
+
 /// A failure, in Matrix's JSON.
-pub(crate) fn failure(failure: Failure) -> Response<Full<Bytes>> {
+pub(crate) fn failure(failure: Failure) -> Response<Bytes> {
     let mut body = json!({ "errcode": failure.errcode(), "error": failure.message() });
     if failure == Failure::Shed
         && let Some(seconds) = failure.retry_after()
@@ -74,4 +82,27 @@ pub(crate) fn failure(failure: Failure) -> Response<Full<Bytes>> {
     }
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// A response as it goes over the wire.
+pub(crate) fn write(response: &Response<Bytes>, head_only: bool, is_11: bool, keep_alive: bool) -> Bytes {
+    let (status, body) = (response.status(), response.body());
+    let mut out = Vec::with_capacity(512 + body.len());
+    out.extend_from_slice(if is_11 { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
+    // Writing to memory cannot fail.
+    let _ = write!(out, "{} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
+    for (name, value) in response.headers() {
+        line(name.as_str().as_bytes(), value.as_bytes(), &mut out);
+    }
+    if status != StatusCode::NO_CONTENT {
+        let _ = write!(out, "content-length: {}\r\n", body.len());
+    }
+    if !keep_alive {
+        out.extend_from_slice(b"connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    if !head_only {
+        out.extend_from_slice(body);
+    }
+    out.into()
 }

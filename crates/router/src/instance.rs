@@ -1,6 +1,6 @@
-//! One Synapse process as the router sees it: how it stands, what is in flight on it, which connections lie ready.
+//! One Synapse process as the router sees it: how it stands, and what is in flight on it.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::balance;
+use crate::metrics::Counters;
 use crate::settings::Settings;
-use crate::upstream::Connection;
 
 /// The state of an instance, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -159,6 +159,8 @@ const NOT_READY: u8 = 1;
 /// It lives as long as its name and address do, whatever is reloaded meanwhile.
 #[derive(Debug)]
 pub(crate) struct Instance {
+    /// A number that no other instance of this process has.
+    pub id: u64,
     pub name: Arc<str>,
     pub address: Address,
     pub seed: u64,
@@ -167,9 +169,13 @@ pub(crate) struct Instance {
     health: Mutex<Health>,
     in_flight: AtomicU32,
     in_flight_by_class: Box<[AtomicU32]>,
-    idle: Mutex<Vec<Connection>>,
+    /// Which connections may be used again: those made since it was last told to forget them.
+    epoch: AtomicU64,
+    /// Connections that lie ready, of all threads.
+    pub idle: AtomicUsize,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
+    pub counters: Counters,
     /// Rings when a request ends.
     pub ended: Notify,
     /// Wakes its health checker.
@@ -183,7 +189,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Instance {
     pub(crate) fn new(name: &str, address: Address) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
             address,
             seed: balance::seed(name),
@@ -191,9 +199,11 @@ impl Instance {
             health: Mutex::new(Health::new()),
             in_flight: AtomicU32::new(0),
             in_flight_by_class: CLASSES.iter().map(|_| AtomicU32::new(0)).collect(),
-            idle: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            idle: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            counters: Counters::new(),
             ended: Notify::new(),
             check: Notify::new(),
         }
@@ -284,39 +294,14 @@ impl Instance {
         Some(Lease { instance: self.clone(), class })
     }
 
-    /// A connection that lies ready, the one used last.
-    pub(crate) fn take_idle(&self, max_age: Duration) -> Option<Connection> {
-        let mut idle = lock(&self.idle);
-        while let Some(connection) = idle.pop() {
-            if connection.usable(max_age) {
-                return Some(connection);
-            }
-        }
-        None
+    /// The epoch in which a connection is made; only in the same one it may be used again.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
-    /// Keeps a connection for later.
-    pub(crate) fn put_idle(&self, connection: Connection, max: usize) {
-        if self.readiness.load(Ordering::Acquire) == READY {
-            let mut idle = lock(&self.idle);
-            if idle.len() < max {
-                idle.push(connection);
-            }
-        }
-    }
-
-    /// Closes connections that were idle too long or that the other side closed.
-    pub(crate) fn prune_idle(&self, max_age: Duration) {
-        lock(&self.idle).retain(|connection| connection.usable(max_age));
-    }
-
+    /// Has the connections that lie ready closed, for whoever was at the other end is gone.
     pub(crate) fn forget_connections(&self) {
-        let connections = std::mem::take(&mut *lock(&self.idle));
-        drop(connections);
-    }
-
-    pub(crate) fn idle_connections(&self) -> usize {
-        lock(&self.idle).len()
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 }
 

@@ -6,9 +6,9 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use percent_encoding::percent_decode_str;
+
+use crate::http1::{Kind, RequestHead};
 
 /// What kind of key a request was balanced by. Shown in the access log; the key itself never is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,14 +46,14 @@ impl KeyKind {
 
 /// The access token of a request: from the `Authorization` header, else from the query, which the specification
 /// deprecates but old clients use.
-pub(crate) fn access_token<'a>(headers: &'a HeaderMap, path_and_query: &'a str) -> Option<Cow<'a, str>> {
-    if let Some(value) = headers.get(AUTHORIZATION) {
-        let value = value.to_str().ok()?;
+pub(crate) fn access_token<'a>(head: &'a RequestHead) -> Option<Cow<'a, str>> {
+    if let Some(value) = head.values(Kind::Authorization).next() {
+        let value = std::str::from_utf8(value).ok()?;
         let (scheme, token) = value.split_once(' ')?;
         return (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty())
             .then(|| Cow::Borrowed(token.trim()));
     }
-    query_value(path_and_query, "access_token").filter(|token| !token.is_empty())
+    query_value(head.target(), "access_token").filter(|token| !token.is_empty())
 }
 
 /// The first value of a query parameter, decoded.
@@ -92,8 +92,8 @@ pub(crate) fn localpart_of_user(user_id: &str) -> &str {
 
 /// The origin server of a federation request: `origin` in `Authorization: X-Matrix …` (server-server API, "Request
 /// Authentication"): parameters as in RFC 9110, section 11.4, except that unquoted values may hold colons.
-pub(crate) fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
-    headers.get_all(AUTHORIZATION).iter().find_map(|value| origin_of(value.to_str().ok()?))
+pub(crate) fn origin(head: &RequestHead) -> Option<Cow<'_, str>> {
+    head.values(Kind::Authorization).find_map(|value| origin_of(std::str::from_utf8(value).ok()?))
 }
 
 fn origin_of(value: &str) -> Option<Cow<'_, str>> {
@@ -170,20 +170,22 @@ pub(crate) fn loggable(path_and_query: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use bytes::Bytes;
 
     use super::*;
+    use crate::http1::HeadLimits;
 
-    fn headers(authorization: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, HeaderValue::from_str(authorization).unwrap());
-        headers
+    fn head(path: &str, authorization: Option<&str>) -> RequestHead {
+        let line = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
+        let mut text = Bytes::from(format!("GET {path} HTTP/1.1\r\nhost: a\r\n{line}\r\n"));
+        let limits = HeadLimits { bytes: 8192, headers: 100 };
+        RequestHead::parse(&mut text, limits).expect("well-formed").expect("whole")
     }
 
     #[test]
     fn tokens_come_from_the_header_first() {
         let token = |auth: Option<&str>, path| {
-            access_token(&auth.map(headers).unwrap_or_default(), path).map(Cow::into_owned)
+            access_token(&head(path, auth)).map(Cow::into_owned)
         };
         assert_eq!(token(Some("Bearer abc"), "/x?access_token=q").as_deref(), Some("abc"));
         assert_eq!(token(Some("bearer  abc "), "/x").as_deref(), Some("abc"));
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn origins_are_read_as_the_specification_says() {
-        let origin = |value: &str| origin(&headers(value)).map(Cow::into_owned);
+        let origin = |value: &str| origin(&head("/", Some(value))).map(Cow::into_owned);
         for good in [
             r#"X-Matrix origin="a.example:8448",destination="b",key="ed25519:k",sig="s""#,
             r#"X-Matrix origin=a.example:8448,key="ed25519:k",sig="s""#,

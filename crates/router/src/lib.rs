@@ -4,32 +4,38 @@
 //! endpoint table names, over TCP or a unix socket. What it works by is an immutable [`Snapshot`] that [`Router::reload`]
 //! replaces whole. `docs/router.md` says what clients, operators and dashboards may rely on.
 //!
-//! Deciding (`key`, `balance`, `failure`, `headers`, `well_known`, and the crate `routes`) is pure and knows no HTTP
-//! library's connections; moving bytes (`front`, `upstream`, `body`) is a shell around it that can be replaced; `proxy`
-//! ties them together.
+//! Deciding (`key`, `balance`, `failure`, `headers`, `well_known`, and the crate `routes`) and reading HTTP (`http1`) is
+//! pure. `engine` runs a thread for each core, each with its own connections (`client`, `upstream`) over `stream`s that
+//! `io_uring` or epoll moves; `proxy` is the life of a request. `front` accepts connections and hands them to the threads.
 
 mod access;
 mod answer;
 mod balance;
-mod body;
+mod client;
+mod engine;
 mod failure;
 mod front;
 mod headers;
 mod health;
+mod http1;
 mod instance;
 mod key;
 mod metrics;
+mod payload;
 mod proxy;
 mod record;
 mod settings;
 mod snapshot;
 mod state;
+mod stream;
+mod timer;
 mod upstream;
 mod well_known;
 mod whoami;
 
 use std::future::Future;
 use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,9 +43,11 @@ use std::time::Duration;
 use model::{Address, Role};
 use routes::CLASSES;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 pub use access::AccessLog;
+pub use engine::Transport;
 pub use failure::{Blame, Failure};
 pub use front::Listener;
 pub use instance::InstanceState;
@@ -47,6 +55,7 @@ pub use settings::{MAX_REQUEST_BYTES, Settings};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use well_known::{WellKnownDocuments, well_known};
 
+use engine::Engine;
 use front::Purpose;
 use snapshot::Active;
 use state::{Phase, Shared, State};
@@ -56,6 +65,10 @@ use state::{Phase, Shared, State};
 pub struct Options {
     /// Where the access log goes.
     pub access_log: AccessLog,
+    /// How many threads move bytes. Default: one for each core.
+    pub threads: Option<usize>,
+    /// How they do it.
+    pub transport: Transport,
 }
 
 /// The router could not start.
@@ -69,6 +82,9 @@ pub enum StartError {
         /// Why it cannot.
         source: io::Error,
     },
+    /// The system gives no more threads.
+    #[error("cannot start a thread: {0}; raise the limit of processes (ulimit -u)")]
+    Thread(io::Error),
 }
 
 /// A router. Clones are handles of the same one; it ends when the last is dropped and its listeners have stopped.
@@ -136,7 +152,11 @@ impl Router {
     pub fn start(snapshot: Snapshot, options: Options) -> Result<Self, StartError> {
         let writer = access::Writer::start(&options.access_log)
             .map_err(|source| StartError::AccessLog { log: options.access_log, source })?;
-        let state = State::new(Active::new(snapshot, None), writer);
+        let phase = watch::Sender::new(Phase::Serving);
+        let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = options.threads.unwrap_or_else(cores);
+        let engine = Engine::start(threads, options.transport, &phase).map_err(StartError::Thread)?;
+        let state = State::new(Active::new(snapshot, None), writer, phase, engine);
         let router = Self { state: Arc::new(state) };
         for (instance, _) in &router.state.active.load().instances {
             health::start(&router.state, instance);

@@ -1,7 +1,9 @@
 //! What Prometheus is told. The names are documented in `docs/router.md`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use model::Role;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -9,6 +11,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use routes::{CLASSES, Class};
+
+use crate::failure::Failure;
+use crate::instance::Instance;
 
 /// Label names with values: of one text each, all from small fixed sets (roles, instances, classes, outcomes).
 type Labels<const N: usize> = [(&'static str, Arc<str>); N];
@@ -20,8 +26,9 @@ type Histograms = Family<StaticLabels<1>, Histogram, fn() -> Histogram>;
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Labels<4>, Counter>,
-    duration: Histograms,
-    upstream: Histograms,
+    /// By the class's index; the last is of what the router answered itself.
+    duration: Vec<Histogram>,
+    upstream: Vec<Histogram>,
     retries: Family<Labels<2>, Counter>,
     failed: Family<Labels<2>, Counter>,
     pub unknown_paths: Counter,
@@ -45,9 +52,47 @@ pub(crate) struct Look {
     pub whoami_entries: Gauge,
 }
 
+/// The class of what the router answers itself.
+const ROUTER: &str = "router";
+
 /// From one millisecond, which only the router's own answers take, to the longest of long polls.
 const BUCKETS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    /// With a status of so many hundreds.
+    Answered(u16),
+    Failed(Failure),
+}
+
+impl Outcome {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Answered(2) => "2xx",
+            Self::Answered(3) => "3xx",
+            Self::Answered(4) => "4xx",
+            Self::Answered(5) => "5xx",
+            Self::Answered(_) => "other",
+            Self::Failed(failure) => failure.label(),
+        }
+    }
+}
+
+/// An instance's counters of requests by class, for the usual outcomes and the role that asked first: the family of all
+/// of them is slow to find one in.
+#[derive(Debug)]
+pub(crate) struct Counters(Box<[OnceLock<(Role, Counter)>]>);
+
+/// The usual outcomes: 2xx to 5xx.
+const USUAL: usize = 4;
+
+impl Counters {
+    pub(crate) fn new() -> Self {
+        Self((0..CLASSES.len() * USUAL).map(|_| OnceLock::new()).collect())
+    }
+}
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
@@ -64,6 +109,10 @@ impl Metrics {
             "From a request's head to the end of its response, by class",
             duration.clone(),
         );
+        let names = || CLASSES.iter().map(|class| class.name).chain([ROUTER]);
+        let of = |family: &Histograms| -> Vec<Histogram> {
+            names().map(|name| family.get_or_create_owned(&[("class", name)])).collect()
+        };
         let upstream = Histograms::new_with_constructor(histogram);
         registry.register(
             "upstream_duration_seconds",
@@ -121,8 +170,8 @@ impl Metrics {
         Self {
             registry,
             requests,
-            duration,
-            upstream,
+            duration: of(&duration),
+            upstream: of(&upstream),
             retries,
             failed,
             unknown_paths,
@@ -137,24 +186,38 @@ impl Metrics {
 
     pub(crate) fn request(
         &self,
-        class: &'static str,
-        role: &'static str,
-        instance: Option<&Arc<str>>,
-        outcome: &'static str,
+        class: Option<&'static Class>,
+        role: Option<Role>,
+        instance: Option<&Instance>,
+        outcome: Outcome,
         duration: Duration,
     ) {
-        let labels = [
-            ("class", class.into()),
-            ("role", role.into()),
-            ("instance", instance.cloned().unwrap_or_default()),
-            ("outcome", outcome.into()),
-        ];
-        self.requests.get_or_create(&labels).inc();
-        self.duration.get_or_create(&[("class", class)]).observe(duration.as_secs_f64());
+        let index = class.map_or(CLASSES.len(), |class| class.id.index());
+        self.duration[index].observe(duration.as_secs_f64());
+        let find = || {
+            let labels = [
+                ("class", class.map_or(ROUTER, |class| class.name).into()),
+                ("role", role.map_or("", Role::name).into()),
+                ("instance", instance.map(|instance| instance.name.clone()).unwrap_or_default()),
+                ("outcome", outcome.label().into()),
+            ];
+            self.requests.get_or_create_owned(&labels)
+        };
+        if let (Some(class), Some(role), Some(instance), Outcome::Answered(hundreds @ 2..=5)) =
+            (class, role, instance, outcome)
+        {
+            let place = &instance.counters.0[class.id.index() * USUAL + usize::from(hundreds - 2)];
+            let (counted, counter) = place.get_or_init(|| (role, find()));
+            if *counted == role {
+                counter.inc();
+                return;
+            }
+        }
+        find().inc();
     }
 
-    pub(crate) fn upstream(&self, class: &'static str, duration: Duration) {
-        self.upstream.get_or_create(&[("class", class)]).observe(duration.as_secs_f64());
+    pub(crate) fn upstream(&self, class: &'static Class, duration: Duration) {
+        self.upstream[class.id.index()].observe(duration.as_secs_f64());
     }
 
     pub(crate) fn attempt_failed(&self, instance: &Arc<str>, failure: &'static str) {

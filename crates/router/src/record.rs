@@ -10,10 +10,10 @@ use model::Role;
 use routes::Class;
 
 use crate::access::{Line, timestamp};
-use crate::body::Progress;
 use crate::failure::{Blame, Failure};
 use crate::instance::Instance;
 use crate::key::KeyKind;
+use crate::metrics::Outcome;
 use crate::state::State;
 
 /// The account of one request. If it is dropped unfinished, the client went away.
@@ -30,7 +30,7 @@ pub(crate) struct Record {
     pub role: Option<Role>,
     pub instance: Option<Arc<Instance>>,
     pub status: Option<StatusCode>,
-    pub progress: Arc<Progress>,
+    pub bytes_in: u64,
     pub bytes_out: u64,
     pub upstream: Option<Duration>,
     pub retried: u32,
@@ -53,7 +53,7 @@ impl Record {
             role: None,
             instance: None,
             status: None,
-            progress: Arc::default(),
+            bytes_in: 0,
             bytes_out: 0,
             upstream: None,
             retried: 0,
@@ -69,17 +69,8 @@ impl Record {
         }
         self.state.under_way.fetch_sub(1, Ordering::AcqRel);
         let duration = self.started.elapsed();
-        let outcome = failure.map_or_else(|| outcome(self.status), Failure::label);
-        let class = self.class.map(|class| class.name);
-        let role = self.role.map(Role::name);
         let metrics = &self.state.metrics;
-        metrics.request(
-            class.unwrap_or("router"),
-            role.unwrap_or(""),
-            self.instance.as_ref().map(|i| &i.name),
-            outcome,
-            duration,
-        );
+        metrics.request(self.class, self.role, self.instance.as_deref(), outcome(failure, self.status), duration);
         if let Some(instance) = &self.instance {
             instance.requests.fetch_add(1, Ordering::Relaxed);
             if failure.is_some_and(|failure| failure.blame() == Blame::Upstream) {
@@ -89,6 +80,7 @@ impl Record {
         if !self.state.access.is_on() {
             return;
         }
+        let (class, role) = (self.class.map(|class| class.name), self.role.map(Role::name));
         let client = self.client.map(|client| client.to_string());
         let line = Line {
             time: timestamp(SystemTime::now()),
@@ -100,7 +92,7 @@ impl Record {
             role,
             instance: self.instance.as_ref().map(|instance| &*instance.name),
             status: self.status.map(|status| status.as_u16()),
-            bytes_in: self.progress.bytes(),
+            bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration_ms: milliseconds(duration),
             upstream_ms: self.upstream.map(milliseconds),
@@ -128,12 +120,9 @@ fn milliseconds(duration: Duration) -> f64 {
     micros / 1000.0
 }
 
-fn outcome(status: Option<StatusCode>) -> &'static str {
-    match status.map_or(0, |status| status.as_u16() / 100) {
-        2 => "2xx",
-        3 => "3xx",
-        4 => "4xx",
-        5 => "5xx",
-        _ => "other",
+fn outcome(failure: Option<Failure>, status: Option<StatusCode>) -> Outcome {
+    match (failure, status.map_or(0, |status| status.as_u16() / 100)) {
+        (Some(failure), _) => Outcome::Failed(failure),
+        (None, hundreds) => Outcome::Answered(hundreds),
     }
 }

@@ -13,6 +13,7 @@ use routes::CLASSES;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::access::Writer;
+use crate::engine::Engine;
 use crate::instance::{Instance, Lease, Standing};
 use crate::metrics::Metrics;
 use crate::snapshot::Active;
@@ -43,6 +44,7 @@ pub(crate) struct State {
     pub whoami: Whoami,
     pub spools: Semaphore,
     pub phase: watch::Sender<Phase>,
+    pub engine: Engine,
     /// Changes whenever an instance becomes ready or the snapshot is replaced.
     pub availability: watch::Sender<u64>,
     queues: Vec<Queue>,
@@ -128,7 +130,7 @@ impl Queue {
 }
 
 impl State {
-    pub(crate) fn new(active: Active, access: Writer) -> Self {
+    pub(crate) fn new(active: Active, access: Writer, phase: watch::Sender<Phase>, engine: Engine) -> Self {
         // Seeded by the system: request IDs of one run are unlike those of another.
         let prefix = RandomState::new().hash_one(0_u8);
         let whoami = Whoami::new(active.settings());
@@ -138,7 +140,8 @@ impl State {
             access,
             whoami,
             spools: Semaphore::new(MAX_SPOOLED),
-            phase: watch::Sender::new(Phase::Serving),
+            phase,
+            engine,
             availability: watch::Sender::new(0),
             queues: (0..CLASSES.len() * ROLES.len()).map(|_| Queue::default()).collect(),
             waiting: ROLES.iter().map(|_| AtomicUsize::new(0)).collect(),
@@ -185,7 +188,7 @@ impl State {
         let active = self.active.load();
         look.clear();
         for (instance, _) in &active.instances {
-            look.instance(&instance.name, instance.state().name(), instance.idle_connections());
+            look.instance(&instance.name, instance.state().name(), instance.idle.load(Ordering::Relaxed));
             for class in &CLASSES {
                 let in_flight = instance.in_flight_of(class.id.index());
                 if in_flight > 0 {

@@ -1,189 +1,187 @@
-//! Connections to instances: making them, sending one request on one, and what its failure means.
+//! Connections to instances: making them, and keeping them for the next request.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use bytes::{Bytes, BytesMut};
 use model::Address;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::Instant;
+use uring::Ring;
 
-use crate::body::Outgoing;
-use crate::failure::Failure;
+use crate::instance::Instance;
+use crate::stream::Stream;
 
-/// The largest response head that is read from an instance, in bytes.
-const MAX_RESPONSE_HEAD: usize = 64 << 10;
-
-/// A connection to an instance, on which one request at a time can be sent.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    sender: SendRequest<Outgoing>,
-    /// Bytes written to the socket so far.
-    written: Arc<AtomicU64>,
+/// A connection to an instance, on which one request at a time is sent.
+pub(crate) struct Upstream {
+    pub stream: Stream,
+    /// What came and was not used yet.
+    pub buffer: Bytes,
+    epoch: u64,
     used: Instant,
 }
 
-impl Connection {
-    /// Connects.
-    ///
-    /// A unix socket whose backlog is full says so at once where TCP would wait: it is asked again until the time is up.
-    pub(crate) async fn open(address: &Address, within: Duration) -> io::Result<Self> {
-        let connect = async {
-            match address {
-                Address::Tcp { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                    stream.set_nodelay(true)?;
-                    Ok(Socket::Tcp(stream))
-                }
-                Address::Unix { path } => loop {
-                    match UnixStream::connect(path).await {
-                        Ok(stream) => break Ok(Socket::Unix(stream)),
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                        }
-                        Err(error) => break Err(error),
-                    }
-                },
-            }
-        };
-        let socket =
-            timeout(within, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        let written = Arc::new(AtomicU64::new(0));
-        let io = TokioIo::new(Counted { socket, written: written.clone() });
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(MAX_RESPONSE_HEAD)
-            .handshake::<_, Outgoing>(io)
-            .await
-            .map_err(io::Error::other)?;
-        tokio::spawn(async move {
-            // What goes wrong here is reported to whoever sent the request.
-            let _ = connection.await;
-        });
-        Ok(Self { sender, written, used: Instant::now() })
-    }
-
-    /// Whether it is still open, and was not idle for too long.
-    pub(crate) fn usable(&self, max_age: Duration) -> bool {
-        !self.sender.is_closed() && self.used.elapsed() < max_age
-    }
-
-    /// Whether it can take a request now.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.sender.is_ready()
-    }
-
-    /// Waits until it can take a request. False if it was closed instead.
-    pub(crate) async fn ready(&mut self) -> bool {
-        self.used = Instant::now();
-        self.sender.ready().await.is_ok()
-    }
-
-    /// Sends a request and waits for the head of the response. Dropping the future closes the connection.
-    pub(crate) async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, Failure> {
-        let before = self.written.load(Ordering::Acquire);
-        self.used = Instant::now();
-        let result = self.sender.try_send_request(request).await;
-        match result {
-            // No upgrade was asked for, so a switch of protocols answers nothing.
-            Ok(response) if response.status() == http::StatusCode::SWITCHING_PROTOCOLS => {
-                Err(Failure::Garbage)
-            }
-            Ok(response) => Ok(response),
-            Err(mut refused) => {
-                let unsent =
-                    refused.take_message().is_some() || self.written.load(Ordering::Acquire) == before;
-                let error = refused.into_error();
-                Err(if unsent {
-                    Failure::ResetUnsent
-                } else if error.is_parse() {
-                    Failure::Garbage
-                } else {
-                    Failure::Reset
-                })
-            }
+/// Connects, as tokio does it.
+///
+/// A unix socket whose backlog is full says so at once where TCP would wait: it is asked again.
+pub(crate) async fn connect(address: &Address) -> io::Result<Socket> {
+    match address {
+        Address::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(Socket::Tcp(stream))
         }
+        Address::Unix { path } => loop {
+            match UnixStream::connect(path).await {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                result => return result.map(Socket::Unix),
+            }
+        },
     }
 }
 
+/// A connected socket, not yet bound to a thread.
 #[derive(Debug)]
-enum Socket {
+pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// A socket that counts what was written to it: the one sure sign of whether a request was sent.
+/// The same, between two threads' runtimes.
 #[derive(Debug)]
-struct Counted {
-    socket: Socket,
-    written: Arc<AtomicU64>,
+pub(crate) enum Loose {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
 }
 
-impl Counted {
-    fn count(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &result {
-            self.written.fetch_add(*bytes as u64, Ordering::Release);
-        }
-        result
+impl Socket {
+    /// Frees the socket from this thread's runtime.
+    pub(crate) fn loosen(self) -> io::Result<Loose> {
+        Ok(match self {
+            Self::Tcp(stream) => Loose::Tcp(stream.into_std()?),
+            Self::Unix(stream) => Loose::Unix(stream.into_std()?),
+        })
     }
 }
 
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+impl Loose {
+    /// Binds the socket to this thread: to its ring, if it has one.
+    pub(crate) fn bind(self, ring: Option<&Ring>) -> io::Result<Stream> {
+        // A ring waits by itself, unless the socket says that it must not.
+        match (self, ring) {
+            (Self::Tcp(stream), Some(ring)) => {
+                stream.set_nonblocking(false)?;
+                Ok(Stream::Ring(ring.socket(stream.into())))
+            }
+            (Self::Unix(stream), Some(ring)) => {
+                stream.set_nonblocking(false)?;
+                Ok(Stream::Ring(ring.socket(stream.into())))
+            }
+            (Self::Tcp(stream), None) => Ok(Stream::polled(TcpStream::from_std(stream)?)),
+            (Self::Unix(stream), None) => Ok(Stream::polled(UnixStream::from_std(stream)?)),
         }
     }
 }
 
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+impl Upstream {
+    /// Connects to an instance.
+    pub(crate) async fn open(instance: &Instance, ring: Option<&Ring>) -> io::Result<Self> {
+        let epoch = instance.epoch();
+        let stream = match connect(&instance.address).await? {
+            socket if ring.is_some() => socket.loosen()?.bind(ring)?,
+            Socket::Tcp(stream) => Stream::polled(stream),
+            Socket::Unix(stream) => Stream::polled(stream),
         };
-        self.count(result)
+        Ok(Self { stream, buffer: Bytes::new(), epoch, used: Instant::now() })
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        };
-        self.count(result)
+    /// Takes in what came.
+    pub(crate) fn append(&mut self, data: Bytes) {
+        append(&mut self.buffer, data);
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
+    /// Whether a request may be sent on it. What an instance says unasked, the end of the stream above all, makes it
+    /// useless.
+    fn is_usable(&mut self, instance: &Instance, max_age: Duration) -> bool {
+        self.epoch == instance.epoch() && self.used.elapsed() < max_age && !self.stream.has_received()
+    }
+}
+
+/// Puts what came behind what is there.
+pub(crate) fn append(buffer: &mut Bytes, data: Bytes) {
+    if buffer.is_empty() {
+        *buffer = data;
+    } else {
+        let before = std::mem::take(buffer);
+        let mut whole = before.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        whole.extend_from_slice(&data);
+        *buffer = whole.freeze();
+    }
+}
+
+/// One thread's connections that lie ready, by instance.
+#[derive(Default)]
+pub(crate) struct Pools(RefCell<HashMap<u64, Pool>>);
+
+struct Pool {
+    instance: Arc<Instance>,
+    idle: Vec<Upstream>,
+}
+
+impl Pools {
+    /// A connection that lies ready, the one used last.
+    pub(crate) fn take(&self, instance: &Instance, max_age: Duration) -> Option<Upstream> {
+        let mut pools = self.0.borrow_mut();
+        let idle = &mut pools.get_mut(&instance.id)?.idle;
+        while let Some(mut upstream) = idle.pop() {
+            instance.idle.fetch_sub(1, Ordering::Relaxed);
+            if upstream.is_usable(instance, max_age) {
+                return Some(upstream);
+            }
+        }
+        None
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+    /// Keeps a connection for later.
+    pub(crate) fn put(&self, instance: &Arc<Instance>, mut upstream: Upstream, max: usize) {
+        if upstream.epoch != instance.epoch() || !upstream.stream.is_settled() {
+            return;
+        }
+        let mut pools = self.0.borrow_mut();
+        let pool = pools
+            .entry(instance.id)
+            .or_insert_with(|| Pool { instance: instance.clone(), idle: Vec::new() });
+        if pool.idle.len() < max {
+            upstream.used = Instant::now();
+            // So that the end of the stream is noticed.
+            upstream.stream.listen();
+            pool.idle.push(upstream);
+            instance.idle.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+    /// Closes connections that lay idle too long, that the other side closed, or whose instance is gone.
+    pub(crate) fn sweep(&self, max_age: Duration) {
+        self.0.borrow_mut().retain(|_, pool| {
+            let before = pool.idle.len();
+            let instance = &pool.instance;
+            pool.idle.retain_mut(|upstream| upstream.is_usable(instance, max_age));
+            instance.idle.fetch_sub(before - pool.idle.len(), Ordering::Relaxed);
+            !pool.idle.is_empty()
+        });
+    }
+}
+
+impl Drop for Pools {
+    fn drop(&mut self) {
+        for pool in self.0.get_mut().values() {
+            pool.instance.idle.fetch_sub(pool.idle.len(), Ordering::Relaxed);
         }
     }
 }

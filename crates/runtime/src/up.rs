@@ -567,7 +567,7 @@ fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> R
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
     let settings = router::Settings::from_stack(topology.stack());
     let snapshot = Snapshot::new(topology, settings).map_err(|error| refused(&error))?;
-    let options = router::Options { access_log: AccessLog::File(layout.log("access")) };
+    let options = router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
     let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
     for instance in topology.instances() {
         router.hold(&instance.name);

@@ -3,6 +3,9 @@
 
 extern crate matrix_stack_router as router;
 
+/// How the routers of these tests move bytes.
+const TRANSPORT: router::Transport = router::Transport::Auto;
+
 mod balance;
 mod lab;
 mod life;

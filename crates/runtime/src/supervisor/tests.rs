@@ -80,7 +80,7 @@ fn stage(broken: Option<&str>) -> Stage {
         layout,
     };
     let snapshot = router::Snapshot::new(&topology, router::Settings::from_stack(&stack)).unwrap();
-    let router = Router::start(snapshot, router::Options { access_log: router::AccessLog::Off }).unwrap();
+    let router = Router::start(snapshot, router::Options::default()).unwrap();
     let (supervisor, ended) = Supervisor::start(plan, router);
     Stage { _dir: dir, supervisor, ended }
 }

@@ -1,0 +1,211 @@
+//! The threads that move the bytes: as many as there are cores, each with a runtime, an `io_uring` where the kernel
+//! gives one, and connections of its own.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+use uring::Ring;
+
+use crate::proxy;
+use crate::state::{Phase, Shared, State};
+use crate::upstream::{Loose, Pools};
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// By `io_uring(7)` where the kernel (6.1 or newer) lets this process have it, else by `epoll(7)`.
+    #[default]
+    Auto,
+    /// By `epoll(7)`.
+    Epoll,
+}
+
+/// Who is at the other end of a client's connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    /// A unix socket has none.
+    pub address: Option<IpAddr>,
+    /// `http`, or `https` where the router ends TLS.
+    pub proto: &'static str,
+}
+
+/// A connection on its way to the thread that will serve it.
+struct Job {
+    state: Shared,
+    socket: Loose,
+    peer: Peer,
+    count: Load,
+}
+
+/// Counts a thread's connections.
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Thread {
+    jobs: mpsc::UnboundedSender<Job>,
+    connections: Arc<AtomicUsize>,
+}
+
+/// The threads. They end when this is dropped and their connections have ended.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    threads: Vec<Thread>,
+}
+
+impl Engine {
+    pub(crate) fn start(threads: usize, transport: Transport, phase: &watch::Sender<Phase>) -> io::Result<Self> {
+        let threads = (0..threads.max(1)).map(|number| {
+            let (jobs, received) = mpsc::unbounded_channel();
+            let phase = phase.subscribe();
+            std::thread::Builder::new()
+                .name(format!("router-{number}"))
+                .spawn(move || run(transport, phase, received))?;
+            Ok(Thread { jobs, connections: Arc::default() })
+        });
+        Ok(Self { threads: threads.collect::<io::Result<_>>()? })
+    }
+
+    /// Has a connection served by the thread that has the fewest. False if there is no thread any more.
+    pub(crate) fn serve(&self, state: Shared, socket: Loose, peer: Peer) -> bool {
+        let connections = |thread: &&Thread| thread.connections.load(Ordering::Relaxed);
+        let Some(thread) = self.threads.iter().min_by_key(connections) else { return false };
+        thread.connections.fetch_add(1, Ordering::Relaxed);
+        let count = Load(thread.connections.clone());
+        thread.jobs.send(Job { state, socket, peer, count }).is_ok()
+    }
+}
+
+/// The life of a thread.
+fn run(transport: Transport, phase: watch::Receiver<Phase>, jobs: mpsc::UnboundedReceiver<Job>) {
+    let ring = match transport {
+        Transport::Epoll => None,
+        Transport::Auto => Ring::new()
+            .inspect_err(|error| tracing::info!(%error, "no io_uring for this process: going by epoll"))
+            .ok(),
+    };
+    let runtime = match &ring {
+        Some(ring) => uring::runtime(ring),
+        None => Builder::new_current_thread().enable_all().build_local(LocalOptions::default()),
+    };
+    match runtime {
+        Ok(runtime) => runtime.block_on(work(ring, phase, jobs)),
+        Err(error) => {
+            tracing::error!(%error, "a thread of the router cannot start; if files have run out, raise the limit (ulimit -n)");
+        }
+    }
+}
+
+async fn work(ring: Option<Ring>, phase: watch::Receiver<Phase>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let worker = Rc::new(Worker {
+        ring,
+        pools: Pools::default(),
+        phase: Cell::new(*phase.borrow()),
+        stopping_since: Cell::new(Instant::now()),
+        wakers: RefCell::default(),
+    });
+    tokio::task::spawn_local(follow(worker.clone(), phase));
+    let mut sweeping = None;
+    let mut connections = tokio::task::JoinSet::new();
+    while let Some(job) = jobs.recv().await {
+        sweeping.get_or_insert_with(|| {
+            tokio::task::spawn_local(sweep(Rc::downgrade(&worker), Arc::downgrade(&job.state)))
+        });
+        // Those that have ended.
+        while connections.try_join_next().is_some() {}
+        connections.spawn_local(connection(worker.clone(), job));
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// Tells a thread's connections how far the end has come.
+async fn follow(worker: Rc<Worker>, mut phase: watch::Receiver<Phase>) {
+    while phase.changed().await.is_ok() {
+        worker.stopping_since.set(Instant::now());
+        worker.phase.set(*phase.borrow_and_update());
+        worker.wakers.borrow().iter().for_each(|(_, waker)| waker.wake_by_ref());
+    }
+}
+
+/// Closes connections to instances that lie idle.
+async fn sweep(worker: std::rc::Weak<Worker>, state: Weak<State>) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        let (Some(worker), Some(state)) = (worker.upgrade(), state.upgrade()) else { return };
+        worker.pools.sweep(state.active.load().settings().upstream_idle);
+    }
+}
+
+/// What the connections of a thread share.
+pub(crate) struct Worker {
+    pub ring: Option<Ring>,
+    pub pools: Pools,
+    phase: Cell<Phase>,
+    stopping_since: Cell<Instant>,
+    /// Who must hear of a new phase.
+    wakers: RefCell<Slab<Waker>>,
+}
+
+impl Worker {
+    /// How far the end has come. Every connection is woken when that changes.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// When the phase changed last.
+    pub(crate) fn stopping_since(&self) -> Instant {
+        self.stopping_since.get()
+    }
+
+    /// What the future comes to, unless the end comes so far first.
+    pub(crate) async fn until<T>(&self, phase: Phase, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if self.phase() >= phase {
+                return Poll::Ready(None);
+            }
+            future.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+}
+
+/// A place among those who are woken.
+struct Enlisted<'a>(&'a Worker, usize);
+
+impl Drop for Enlisted<'_> {
+    fn drop(&mut self) {
+        self.0.wakers.borrow_mut().remove(self.1);
+    }
+}
+
+/// The life of a connection on its thread.
+async fn connection(worker: Rc<Worker>, job: Job) {
+    let Job { state, socket, peer, count } = job;
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let enlisted = Enlisted(&worker, worker.wakers.borrow_mut().insert(waker));
+    if let Ok(stream) = socket.bind(worker.ring.as_ref()) {
+        // A connection that is cut leaves its request's account to say so.
+        let _ = worker.until(Phase::Cut, proxy::serve(&worker, &state, stream, peer)).await;
+    }
+    drop((enlisted, count));
+    state.connections.fetch_sub(1, Ordering::AcqRel);
+    state.closed.notify_waiters();
+}
