@@ -58,6 +58,8 @@ pub(crate) enum Command {
     },
     /// Stop the running stack
     Down,
+    /// Run the router alone, in front of processes that run elsewhere
+    Router(Router),
     /// Accounts
     #[command(subcommand)]
     User(User),
@@ -124,6 +126,32 @@ pub(crate) struct Up {
     /// Start one Python for each process instead of forking them from one parent
     #[arg(long)]
     pub(crate) no_fork_server: bool,
+}
+
+/// `router`.
+#[derive(Debug, Args)]
+pub(crate) struct Router {
+    /// Where clients reach the stack, above what the stack file says
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<String>,
+    /// How many threads move bytes [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// How they do it: by `io_uring` where the kernel allows it, else by epoll, or by epoll in any case
+    #[arg(long, value_enum, default_value_t = Transport::Auto)]
+    pub(crate) transport: Transport,
+    /// Write a line for each request to this file [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) access_log: Option<PathBuf>,
+}
+
+/// How the router moves bytes.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Transport {
+    /// `io_uring`, else epoll
+    Auto,
+    /// epoll
+    Epoll,
 }
 
 /// `logs`.

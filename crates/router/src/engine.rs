@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -174,9 +174,9 @@ impl Worker {
         self.stopping_since.get()
     }
 
-    /// What the future comes to, unless the end comes so far first.
-    pub(crate) async fn until<T>(&self, phase: Phase, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = pin!(future);
+    /// What the future comes to, unless the end comes so far first. (It is pinned by the caller, because a future that is
+    /// passed by value takes its place in memory twice.)
+    pub(crate) async fn until<F: Future>(&self, phase: Phase, mut future: Pin<&mut F>) -> Option<F::Output> {
         poll_fn(|cx| {
             if self.phase() >= phase {
                 return Poll::Ready(None);
@@ -203,7 +203,8 @@ async fn connection(worker: Rc<Worker>, job: Job) {
     let enlisted = Enlisted(&worker, worker.wakers.borrow_mut().insert(waker));
     if let Ok(stream) = socket.bind(worker.ring.as_ref()) {
         // A connection that is cut leaves its request's account to say so.
-        let _ = worker.until(Phase::Cut, proxy::serve(&worker, &state, stream, peer)).await;
+        let serving = pin!(proxy::serve(&worker, &state, stream, peer));
+        let _ = worker.until(Phase::Cut, serving).await;
     }
     drop((enlisted, count));
     state.connections.fetch_sub(1, Ordering::AcqRel);

@@ -27,8 +27,8 @@ pub(crate) fn check(head: &RequestHead) -> Result<Framing, Failure> {
 /// between might: None if it has none.
 pub(crate) fn without_dots(path_and_query: &str) -> Option<String> {
     let path = path_and_query.split_once('?').map_or(path_and_query, |(path, _)| path);
-    // The usual case is over here.
-    if !path.contains("/.") && !path.contains('%') {
+    // The usual case is over here: a dot segment begins with a dot behind a slash, each of which may be encoded.
+    if !path.contains("/.") && !escapes_a_dot(path) {
         return None;
     }
     let decoded = percent_decode_str(path).decode_utf8_lossy();
@@ -45,6 +45,19 @@ pub(crate) fn without_dots(path_and_query: &str) -> Option<String> {
         }
     }
     dots.then(|| format!("/{}", segments.join("/")))
+}
+
+/// Whether a path has an encoded dot, or a dot behind an encoded slash.
+fn escapes_a_dot(path: &str) -> bool {
+    let mut rest = path.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| *byte == b'%') {
+        rest = &rest[at + 1..];
+        match rest {
+            [b'2', b'e' | b'E', ..] | [b'2', b'f' | b'F', b'.', ..] => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Where a request comes from: the peer, or what a trusted proxy says. Synapse takes the first address in

@@ -62,6 +62,17 @@ impl Payload {
             // The usual case: it came with the head.
             return Ok(Self::Bytes(first));
         }
+        Box::pin(Self::gather(client, first, bounds, bytes, spools)).await
+    }
+
+    /// Goes on reading a body of which this has come.
+    async fn gather(
+        client: &mut Client,
+        first: Bytes,
+        bounds: Bounds,
+        bytes: &mut u64,
+        spools: &Semaphore,
+    ) -> Result<Self, Failure> {
         let mut buffer = BytesMut::from(&first[..]);
         loop {
             if *bytes > bounds.max {

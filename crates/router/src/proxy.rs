@@ -1,6 +1,7 @@
 //! The life of a request: decide, take it in, pick an instance, send, answer.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -58,7 +59,7 @@ pub(crate) async fn serve(worker: &Worker, state: &Shared, stream: Stream, peer:
         first = false;
     };
     let stall = state.active.load().settings().write_stall;
-    client.close(unread, stall).await;
+    Box::pin(client.close(unread, stall)).await;
 }
 
 /// One request, and the connection that it came over.
@@ -101,7 +102,7 @@ impl Exchange<'_> {
         let served = match framing {
             Ok(framing) => {
                 self.client.begin_body(framing, self.head.expects);
-                let travel = self.travel(active.clone(), framing, &mut record);
+                let travel = pin!(self.travel(active.clone(), framing, &mut record));
                 worker.until(Phase::Ending, travel).await.unwrap_or(Err(Failure::Stopping))
             }
             Err(failure) => {
@@ -179,7 +180,7 @@ impl Exchange<'_> {
                     let bytes = &mut record.bytes_in;
                     let payload =
                         Payload::prepare(self.client, framing, bounds, bytes, &state.spools).await?;
-                    let request = self.request(settings, framing, &payload, &record.id);
+                    let request = self.request(settings, framing, &payload, record.id.as_str());
                     none.insert((payload, request))
                 }
             };
@@ -231,10 +232,12 @@ impl Exchange<'_> {
                         state.metrics.retry(&instance.name, failure.label());
                     }
                     Pick::Full(role) => {
-                        self.client.unless_gone(wait.for_place(state, settings, class, role)).await??;
+                        let wait = Box::pin(wait.for_place(state, settings, class, role));
+                        self.client.unless_gone(wait).await??;
                     }
                     Pick::Returning { role, elsewhere } => {
-                        self.client.unless_gone(wait.for_return(state, settings, role, elsewhere)).await??;
+                        let wait = Box::pin(wait.for_return(state, settings, role, elsewhere));
+                        self.client.unless_gone(wait).await??;
                     }
                     // Those that broke off before may have a second chance.
                     Pick::Nobody if !attempts.tried.is_empty() => attempts.tried.clear(),
@@ -305,7 +308,7 @@ impl Exchange<'_> {
         let (hash, kind) = match route.class.key {
             Key::None => return None,
             Key::Room => (routes::hash_room(self.head.target().get(forward.room.clone()?)?), KeyKind::Room),
-            Key::User => self.user(active, &record.id).await?,
+            Key::User => self.user(active, record.id.as_str()).await?,
             Key::Origin => match key::origin(&self.head) {
                 Some(origin) => (routes::hash_key(origin.as_bytes()), KeyKind::Origin),
                 None => (routes::hash_key(record.client?.to_string().as_bytes()), KeyKind::Address),
@@ -326,7 +329,11 @@ impl Exchange<'_> {
             return Some((routes::hash_key(key::localpart_of_user(&user).as_bytes()), KeyKind::Masquerade));
         }
         let ask = || self.ask_whoami(active, &token, request_id);
-        let (answer, how) = self.state.whoami.find(&token, active.settings(), ask).await;
+        let (answer, how) = match self.state.whoami.remembered(&token) {
+            Some(found) => found,
+            // What is rare is kept out of every connection's state.
+            None => Box::pin(self.state.whoami.find(&token, active.settings(), ask)).await,
+        };
         self.state.metrics.whoami(how);
         Some(match answer {
             Answer::User(hash) => (hash, KeyKind::Whoami),
@@ -672,6 +679,14 @@ impl Choice<'_> {
         grace: Duration,
     ) -> Result<Option<Place>, Crowded> {
         let class = self.class.id.index();
+        if let [instance] = pool {
+            // Nothing to choose.
+            if instance.standing(grace) != standing || self.is_tried(instance) {
+                return Ok(None);
+            }
+            let lease = instance.lease(class, self.class.cap).ok_or(Crowded)?;
+            return Ok(Some(Place::new(lease, state.clone(), class, role)));
+        }
         let mut crowded = false;
         let mut candidates: Vec<Candidate> = pool
             .iter()
@@ -792,8 +807,13 @@ impl Attempt<'_> {
     ) -> Result<(Upstream, ResponseHead, bool), Failed> {
         // A stream can be sent once, so it is not risked on a connection that may just be closing.
         let fresh = payload.is_stream();
-        let opened = client.unless_gone(self.open(fresh)).await;
-        let mut upstream = opened.map_err(|failure| Failed { failure, refused: false })??;
+        let mut upstream = match self.ready_one(fresh) {
+            Some(upstream) => upstream,
+            None => {
+                let opened = client.unless_gone(Box::pin(self.open())).await;
+                opened.map_err(|failure| Failed { failure, refused: false })??
+            }
+        };
         let mut source = payload.take(self.settings.body_stall);
         let before = upstream.stream.written();
         upstream.stream.send(self.request.clone());
@@ -809,13 +829,13 @@ impl Attempt<'_> {
         }
     }
 
-    /// A connection, made or found.
-    async fn open(&self, fresh: bool) -> Result<Upstream, Failed> {
-        if !fresh
-            && let Some(upstream) = self.worker.pools.take(self.instance, self.settings.upstream_idle)
-        {
-            return Ok(upstream);
-        }
+    /// A connection that lies ready.
+    fn ready_one(&self, fresh: bool) -> Option<Upstream> {
+        if fresh { None } else { self.worker.pools.take(self.instance, self.settings.upstream_idle) }
+    }
+
+    /// A new connection.
+    async fn open(&self) -> Result<Upstream, Failed> {
         let opening = Upstream::open(self.instance, self.worker.ring.as_ref());
         match timeout(self.settings.connect_timeout, opening).await {
             Ok(Ok(upstream)) => Ok(upstream),
@@ -911,7 +931,10 @@ impl Attempt<'_> {
         struct Whoami {
             user_id: String,
         }
-        let mut upstream = self.open(false).await.ok()?;
+        let mut upstream = match self.ready_one(false) {
+            Some(upstream) => upstream,
+            None => self.open().await.ok()?,
+        };
         upstream.stream.send(self.request.clone());
         let asked = timeout(self.within, async {
             let mut head = None;

@@ -14,14 +14,14 @@ use crate::failure::{Blame, Failure};
 use crate::instance::Instance;
 use crate::key::KeyKind;
 use crate::metrics::Outcome;
-use crate::state::State;
+use crate::state::{RequestId, State};
 
 /// The account of one request. If it is dropped unfinished, the client went away.
 #[derive(Debug)]
 pub(crate) struct Record {
     state: Arc<State>,
     started: Instant,
-    pub id: String,
+    pub id: RequestId,
     pub method: Method,
     /// Path and query without secrets; empty where nobody will read it.
     pub path: String,
@@ -84,7 +84,7 @@ impl Record {
         let client = self.client.map(|client| client.to_string());
         let line = Line {
             time: timestamp(SystemTime::now()),
-            request_id: &self.id,
+            request_id: self.id.as_str(),
             client: client.as_deref().unwrap_or("unix"),
             method: self.method.as_str(),
             path: &self.path,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -58,8 +58,24 @@ pub(crate) struct State {
     pub listening: AtomicUsize,
     /// Rings when a client connection closes, or a listener.
     pub closed: Notify,
-    request_prefix: String,
-    request_number: AtomicUsize,
+    request_prefix: u32,
+    request_number: AtomicU32,
+}
+
+/// A request's ID: 16 hexadecimal digits, of which the first eight are the router's own since its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestId([u8; 16]);
+
+impl RequestId {
+    fn new(prefix: u32, number: u32) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let whole = u64::from(prefix) << 32 | u64::from(number);
+        Self(std::array::from_fn(|place| DIGITS[(whole >> (60 - 4 * place)) as usize & 15]))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// Those who wait for a place.
@@ -150,13 +166,14 @@ impl State {
             connections: AtomicUsize::new(0),
             listening: AtomicUsize::new(0),
             closed: Notify::new(),
-            request_prefix: format!("{:08x}", prefix & 0xffff_ffff),
-            request_number: AtomicUsize::new(0),
+            request_prefix: (prefix >> 32) as u32,
+            request_number: AtomicU32::new(0),
         }
     }
 
-    pub(crate) fn next_request_id(&self) -> String {
-        format!("{}{:08x}", self.request_prefix, self.request_number.fetch_add(1, Ordering::Relaxed))
+    pub(crate) fn next_request_id(&self) -> RequestId {
+        let number = self.request_number.fetch_add(1, Ordering::Relaxed);
+        RequestId::new(self.request_prefix, number)
     }
 
     pub(crate) fn next_turn(&self) -> usize {

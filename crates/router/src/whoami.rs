@@ -57,6 +57,14 @@ impl Whoami {
         self.cache.len()
     }
 
+    /// Whose the token is, if that is remembered.
+    pub(crate) fn remembered(&self, token: &str) -> Option<Found> {
+        let key = self.hasher.hash_one(token);
+        let entry = self.cache.get(&key)?;
+        (entry.until > Instant::now())
+            .then(|| (entry.user.map_or(Answer::Nobody, Answer::User), "remembered"))
+    }
+
     /// Whose the token is: remembered, or the answer of `ask`, which runs once however many want to know.
     pub(crate) async fn find<F>(&self, token: &str, settings: &Settings, ask: impl FnOnce() -> F) -> Found
     where

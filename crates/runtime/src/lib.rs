@@ -14,11 +14,13 @@ pub mod postgres;
 mod probe;
 mod proc;
 pub mod progress;
+mod route;
 mod state;
 mod supervisor;
 mod up;
 pub mod users;
 pub mod valkey;
 
+pub use route::route;
 pub use state::StateError;
 pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use config::secrets::{Secret, SecretError};
 use model::{Address, Instance, Layout, Topology};
 use nix::sys::signal::Signal;
-use router::{AccessLog, Router, Snapshot};
+use router::{AccessLog, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
@@ -29,6 +29,7 @@ use crate::logs;
 use crate::postgres::{self, Cluster};
 use crate::proc;
 use crate::progress::{Event, Progress};
+use crate::route;
 use crate::state::{self, Applied, Lock, Records, StateError};
 use crate::supervisor::{About, Ended, External, Kind, Plan, Spawner, Supervisor, Teller};
 use crate::users::{self, Account, UserError};
@@ -253,7 +254,7 @@ impl Running {
         let Self { stack, mut signals } = self;
         let mut down = stack.session.control.down.subscribe();
         let reason = tokio::select! {
-            signal = signals.next() => format!("{signal} received"),
+            signal = signals.end() => format!("{signal} received"),
             // The sender lives as long as `stack`.
             _ = down.wait_for(|down| *down) => "`matrix-stack down`".to_owned(),
         };
@@ -294,30 +295,43 @@ fn password_file(layout: &Layout) -> PathBuf {
     layout.secrets().join("first_admin_password")
 }
 
-/// The signals that end a stack.
-struct Signals {
+/// What a signal asks for.
+pub(crate) enum Asked {
+    /// The end; the signal's name.
+    End(&'static str),
+    Reload,
+}
+
+/// The signals that this program takes.
+pub(crate) struct Signals {
     interrupt: Listener,
     terminate: Listener,
     hangup: Listener,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            // The terminal's end is no reason to stop; a stack is stopped on purpose.
             hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            Some(()) = self.interrupt.recv() => Asked::End("SIGINT"),
+            Some(()) = self.terminate.recv() => Asked::End("SIGTERM"),
+            Some(()) = self.hangup.recv() => Asked::Reload,
+            else => std::future::pending().await,
+        }
+    }
+
+    /// The signal that ends a stack. The terminal's end is no reason to stop; a stack is stopped on purpose.
+    async fn end(&mut self) -> &'static str {
         loop {
-            tokio::select! {
-                Some(()) = self.interrupt.recv() => return "SIGINT",
-                Some(()) = self.terminate.recv() => return "SIGTERM",
-                Some(()) = self.hangup.recv() => {}
-                else => std::future::pending().await,
+            if let Asked::End(name) = self.next().await {
+                return name;
             }
         }
     }
@@ -331,9 +345,20 @@ struct Session {
 }
 
 /// The addresses that the router listens on.
-struct Listeners {
-    public: TcpListener,
-    metrics: Option<TcpListener>,
+pub(crate) struct Listeners {
+    pub(crate) public: TcpListener,
+    pub(crate) metrics: Option<TcpListener>,
+}
+
+pub(crate) async fn bind_listeners(topology: &Topology) -> Result<Listeners, UpError> {
+    let listen = &topology.stack().listen;
+    Ok(Listeners {
+        public: bind("listen.address", &listen.address).await?,
+        metrics: match &listen.metrics {
+            Some(address) => Some(bind("listen.metrics", address).await?),
+            None => None,
+        },
+    })
 }
 
 /// Installs what is missing and starts everything; returns when every process is healthy.
@@ -354,13 +379,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
     let lock = Lock::acquire(layout)?;
     sweep(layout, &teller).await?;
     logs::cut_long(&layout.logs());
-    let listeners = Listeners {
-        public: bind("listen.address", &topology.stack().listen.address).await?,
-        metrics: match &topology.stack().listen.metrics {
-            Some(address) => Some(bind("listen.metrics", address).await?),
-            None => None,
-        },
-    };
+    let listeners = bind_listeners(topology).await?;
     let control = Arc::new(Control::new(topology, layout, teller, clock));
     let server = control::serve(Arc::clone(&control))
         .map_err(|source| UpError::Control { path: layout.control_socket(), source })?;
@@ -369,7 +388,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
     let mut down = control.down.subscribe();
     let result = tokio::select! {
         result = start(&options, listeners, &control) => result,
-        signal = signals.next() => Err(UpError::Interrupted { signal }),
+        signal = signals.end() => Err(UpError::Interrupted { signal }),
         _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "matrix-stack down" }),
     };
     match result {
@@ -394,7 +413,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
 }
 
 /// Lets this process have as many open files as it may: the router needs two for each request.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
@@ -565,8 +584,7 @@ fn fork_server_program(layout: &Layout) -> PathBuf {
 /// Starts the router, which holds every request until its processes are there.
 fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> Result<Router, UpError> {
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
-    let settings = router::Settings::from_stack(topology.stack());
-    let snapshot = Snapshot::new(topology, settings).map_err(|error| refused(&error))?;
+    let snapshot = route::snapshot(topology)?;
     let options = router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
     let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
     for instance in topology.instances() {
@@ -779,7 +797,7 @@ async fn stop(session: &Session, drain: Duration, reason: String, signals: &mut 
         tokio::pin!(stopping);
         tokio::select! {
             () = &mut stopping => {}
-            signal = signals.next() => {
+            signal = signals.end() => {
                 control.teller.tell(Event::Note { text: format!("{signal} received again: hurrying") });
                 supervisor.shared.hurry();
                 supervisor.shared.router.shutdown(Duration::ZERO).await;
@@ -834,7 +852,7 @@ pub async fn detach(
     tokio::select! {
         started = follow => Ok(started),
         _ = child.wait() => Err(UpError::Background { output: last_words(&path, log_start) }),
-        signal = signals.next() => {
+        signal = signals.end() => {
             if let Some(child) = pid.and_then(proc::ProcessId::of) {
                 child.signal(Signal::SIGTERM);
             }

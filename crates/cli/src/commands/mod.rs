@@ -3,6 +3,7 @@
 mod files;
 mod init;
 mod plan;
+mod router;
 mod routes;
 mod running;
 mod up;
@@ -25,6 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Logs(logs) => running::logs(&Place::find(stack)?, logs)?,
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Down => running::down(&Place::find(stack)?)?,
+        Command::Router(router) => return router::router(router, stack),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Render(Render::Synapse { out }) => files::render_synapse(&Place::find(stack)?, out)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
