@@ -611,3 +611,222 @@ fn hex(digit: u8) -> u8 {
         _ => (digit | 0x20) - b'a' + 10,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::headers::{From, length_to_tell, write_request};
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 8192, headers: 64 };
+
+    fn parse(text: &[u8]) -> Result<Option<RequestHead>, HeadError> {
+        RequestHead::parse(&mut Bytes::copy_from_slice(text), LIMITS)
+    }
+
+    fn response(text: &str, method: &Method) -> Result<Option<ResponseHead>, Garbage> {
+        ResponseHead::parse(&mut Bytes::copy_from_slice(text.as_bytes()), method)
+    }
+
+    #[test]
+    fn targets_are_taken_apart() {
+        for (target, authority, path) in [
+            ("/a?b#c", None, "/a?b#c"),
+            ("*", None, "*"),
+            ("http://h:1/a//b", Some("h:1"), "/a//b"),
+            ("HTTPS://h", Some("h"), "/"),
+        ] {
+            assert_eq!(split_target(target), Some((authority, path)), "{target}");
+        }
+        for bad in ["a", "http://", "http:///a", "ftp://h/a", "h:443", "http://h?a"] {
+            assert_eq!(split_target(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn connections_stay_open_as_the_version_says() {
+        let keeps = |text: &str| parse(text.as_bytes()).expect("well-formed").expect("whole").keep_alive;
+        assert!(keeps("GET / HTTP/1.1\r\nhost: a\r\n\r\n"));
+        assert!(!keeps("GET / HTTP/1.1\r\nhost: a\r\nConnection: x, Close\r\n\r\n"));
+        assert!(!keeps("GET / HTTP/1.0\r\n\r\n"));
+    }
+
+    #[test]
+    fn responses_say_where_they_end() {
+        let framing = |rest: &str, method: &Method| {
+            response(&format!("HTTP/1.1 {rest}\r\n\r\n"), method).map(|head| head.expect("whole").framing)
+        };
+        let get = &Method::GET;
+        assert_eq!(framing("200 OK\r\ncontent-length: 5", get), Ok(Framing::Length(5)));
+        assert_eq!(framing("200 OK\r\ntransfer-encoding: chunked", get), Ok(Framing::Chunked));
+        assert_eq!(framing("200 OK", get), Ok(Framing::Close));
+        assert_eq!(framing("200 OK\r\ncontent-length: 5", &Method::HEAD), Ok(Framing::None));
+        assert_eq!(framing("204 No Content", get), Ok(Framing::None));
+        assert_eq!(framing("304 Not Modified\r\ncontent-length: 5", get), Ok(Framing::None));
+        for bad in [
+            "200 OK\r\ncontent-length: 5\r\ncontent-length: 5",
+            "200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked",
+            "200 OK\r\ntransfer-encoding: gzip",
+            "101 Switching Protocols",
+        ] {
+            assert_eq!(framing(bad, get), Err(Garbage), "{bad}");
+        }
+        // Interim responses are not the answer.
+        let text = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 404 No\r\n\r\n";
+        assert_eq!(response(text, get).expect("good").expect("whole").status, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn clients_get_what_their_version_knows() {
+        let written = |rest: &str, is_11: bool, keep_alive: bool| {
+            let head = response(&format!("HTTP/1.1 200 Fine\r\n{rest}\r\n"), &Method::GET);
+            let mut out = Vec::new();
+            head.expect("good").expect("whole").write(is_11, keep_alive, &mut out);
+            String::from_utf8(out).expect("text")
+        };
+        let plain = "Server: x\r\nContent-Length: 5\r\n";
+        assert_eq!(written(plain, true, true), format!("HTTP/1.1 200 Fine\r\n{plain}\r\n"));
+        assert_eq!(
+            written(plain, false, false),
+            "HTTP/1.0 200 Fine\r\nServer: x\r\nContent-Length: 5\r\nconnection: close\r\n\r\n"
+        );
+        assert_eq!(
+            written("Transfer-Encoding: chunked\r\nConnection: X-A\r\nX-A: 1\r\nKeep-Alive: 1\r\n", true, true),
+            "HTTP/1.1 200 Fine\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        assert_eq!(
+            written("Transfer-Encoding: chunked\r\n", false, false),
+            "HTTP/1.0 200 Fine\r\nconnection: close\r\n\r\n"
+        );
+    }
+
+    /// Reads a body that comes in pieces; nothing if it breaks HTTP or does not end.
+    fn read(framing: Framing, text: &[u8], cuts: &[usize]) -> Option<(Vec<u8>, usize)> {
+        let (mut body, mut out, mut buffer, mut at) = (Body::new(framing), Vec::new(), Bytes::new(), 0);
+        let mut cuts = cuts.iter().copied().chain(std::iter::repeat(usize::MAX));
+        loop {
+            while !body.is_over() {
+                let piece = body.take(&mut buffer).ok()?;
+                if piece.is_empty() {
+                    break;
+                }
+                out.extend_from_slice(&piece);
+            }
+            if body.is_over() {
+                return Some((out, at - buffer.len()));
+            }
+            assert!(buffer.is_empty(), "something was left without need");
+            if at == text.len() {
+                return None;
+            }
+            let end = (at + cuts.next()?.clamp(1, text.len())).min(text.len());
+            buffer = Bytes::copy_from_slice(&text[at..end]);
+            at = end;
+        }
+    }
+
+    #[test]
+    fn chunks_are_read_strictly() {
+        let good = b"5;ext=\"x\"\r\nhello\r\n0A\r\n, world...\r\n0\r\nTrailer: x\r\nOther: y\r\n\r\nrest";
+        assert_eq!(read(Framing::Chunked, good, &[]), Some((b"hello, world...".to_vec(), good.len() - 4)));
+        for bad in [
+            "5\nhello\r\n0\r\n\r\n",
+            "5\r\nhello0\r\n\r\n",
+            "5\r\nhello\n0\r\n\r\n",
+            "\r\n5\r\nhello\r\n0\r\n\r\n",
+            "0x5\r\nhello\r\n0\r\n\r\n",
+            "+5\r\nhello\r\n0\r\n\r\n",
+            "5 \n\r\nhello\r\n0\r\n\r\n",
+            "fffffffffffffffff\r\n",
+            "0\r\nTrailer: x\n\r\n",
+            "0\r\r\n",
+        ] {
+            assert_eq!(read(Framing::Chunked, bad.as_bytes(), &[]), None, "{bad:?}");
+        }
+    }
+
+    /// Pieces of requests that are likely to be misread.
+    fn odd_text() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop_oneof![
+            prop::sample::select(vec![
+                "GET ", "POST /x HTTP/1.1", " HTTP/1.1", "\r\n", "\n", "\r", "\r\n\r\n", "Host: a", "host:a", " ", "\t", ":",
+                "Content-Length: 5", "content-length:0", "Transfer-Encoding: chunked", "transfer-encoding: x,chunked",
+                "Connection: close, host", "0\r\n\r\n", "5\r\nhello\r\n", "/_matrix/client/v3/sync", "\0", "é", ",", "X-Forwarded-For: 1.2.3.4",
+            ])
+            .prop_map(|text| text.as_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..6),
+        ];
+        prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_that_comes_breaks_the_parser(text in odd_text()) {
+            let _ = parse(&text);
+            let _ = response(&String::from_utf8_lossy(&text), &Method::GET);
+            let _ = read(Framing::Chunked, &text, &[1, 2, 3]);
+        }
+
+        /// What is taken is said again in one way only: another parser finds the same request in what is written, framed
+        /// as it was, with nothing that is about one connection.
+        #[test]
+        fn what_is_taken_is_passed_on_unambiguously(text in odd_text()) {
+            let with_host = [b"POST /_matrix/x HTTP/1.1\r\nHost: a\r\n".to_vec(), text.clone(), b"\r\n\r\n".to_vec()].concat();
+            for text in [text, with_host] {
+                let Ok(Some(head)) = parse(&text) else { continue };
+                let Ok(framing) = head.framing else { continue };
+                let from = From { peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), trust: false, proto: "http", request_id: "id" };
+                let mut out = Vec::new();
+                let length = match framing { Framing::Length(length) => Some(length), Framing::Chunked => Some(7), _ => None };
+                write_request(&head, from, length_to_tell(framing, length), &mut out);
+                let mut headers = [httparse::EMPTY_HEADER; 100];
+                let mut again = httparse::Request::new(&mut headers);
+                let whole = again.parse(&out).expect("well-formed");
+                prop_assert_eq!(whole, httparse::Status::Complete(out.len()));
+                prop_assert_eq!(again.method, Some(head.method.as_str()));
+                prop_assert_eq!(again.path, Some(head.target()));
+                let count = |name: &str| again.headers.iter().filter(|h| h.name.eq_ignore_ascii_case(name)).count();
+                prop_assert_eq!(count("host"), 1);
+                prop_assert_eq!(count("x-forwarded-for"), 1);
+                prop_assert_eq!(count("content-length"), usize::from(framing != Framing::None));
+                for name in ["transfer-encoding", "connection", "upgrade", "te", "expect"] {
+                    prop_assert_eq!(count(name), 0, "{}", name);
+                }
+                prop_assert!(!has_bare_newline(&out));
+            }
+        }
+
+        /// However it is cut, a head is the same, and a body too.
+        #[test]
+        fn pieces_make_no_difference(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..6),
+            cuts in prop::collection::vec(1_usize..20, 0..60),
+        ) {
+            let mut text = Vec::new();
+            for piece in &pieces {
+                chunk(piece, &mut text);
+            }
+            text.extend_from_slice(LAST_CHUNK);
+            prop_assert_eq!(read(Framing::Chunked, &text, &cuts), Some((pieces.concat(), text.len())));
+            let head = b"GET /_matrix/x HTTP/1.1\r\nhost: a\r\nx: y\r\n\r\n";
+            let mut buffer = Bytes::new();
+            let mut came = 0;
+            for cut in cuts.iter().copied().chain([head.len()]) {
+                let end = (came + cut).min(head.len());
+                crate::upstream::append(&mut buffer, Bytes::copy_from_slice(&head[came..end]));
+                came = end;
+                if let Some(head) = RequestHead::parse(&mut buffer, LIMITS).expect("well-formed") {
+                    prop_assert_eq!(head.target(), "/_matrix/x");
+                    break;
+                }
+                prop_assert!(came < text.len().max(head.len()));
+            }
+            prop_assert!(buffer.is_empty());
+        }
+    }
+}
