@@ -1,12 +1,14 @@
 //! By what requests are told apart for balancing: access tokens, users, origins. Nothing here keeps or shows a token.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use percent_encoding::percent_decode_str;
+use routes::{Forward, Key};
 
 use crate::http1::{Kind, RequestHead};
 
@@ -74,14 +76,61 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// The user's localpart in an access token that Synapse made: `syt_<localpart in base64>_<random>_<checksum>`.
-pub(crate) fn localpart_of_token(token: &str) -> Option<String> {
+/// The hash of the user's localpart in an access token that Synapse made: `syt_<localpart in base64>_<random>_<checksum>`.
+pub(crate) fn user_of_token(token: &str) -> Option<u64> {
     let rest = token.strip_prefix("syt_")?;
     let (encoded, rest) = rest.split_once('_')?;
     // Without the two parts behind it is no token of Synapse's.
     rest.split_once('_')?;
-    let bytes = BASE64.decode(encoded).ok()?;
-    String::from_utf8(bytes).ok().filter(|localpart| !localpart.is_empty())
+    // A user ID has at most 255 bytes.
+    let mut localpart = [0; 255];
+    let length = BASE64.decode_slice(encoded, &mut localpart).ok()?;
+    let localpart = std::str::from_utf8(&localpart[..length]).ok().filter(|localpart| !localpart.is_empty())?;
+    Some(routes::hash_key(localpart.as_bytes()))
+}
+
+/// What a request is balanced by, as far as it says so itself.
+#[derive(Debug)]
+pub(crate) enum Known<'a> {
+    /// The hash of the key, and of what kind it is.
+    Key(u64, KeyKind),
+    /// By the user whom this token belongs to.
+    Token(Cow<'a, str>),
+    Nothing,
+}
+
+/// What a request is balanced by.
+pub(crate) fn of<'a>(head: &'a RequestHead, forward: &Forward<'_>, client: Option<IpAddr>) -> Known<'a> {
+    let key = match forward.route.class.key {
+        Key::None => None,
+        Key::Room => {
+            let room = forward.room.clone().and_then(|room| head.target().get(room));
+            room.map(|room| (routes::hash_room(room), KeyKind::Room))
+        }
+        Key::Origin => match origin(head) {
+            Some(origin) => Some((routes::hash_key(origin.as_bytes()), KeyKind::Origin)),
+            None => client.map(|client| (hash_address(client), KeyKind::Address)),
+        },
+        Key::User => {
+            let Some(token) = access_token(head) else { return Known::Nothing };
+            if let Some(user) = user_of_token(&token) {
+                return Known::Key(user, KeyKind::Token);
+            }
+            // Only application services may say on whose behalf they ask; for others Synapse ignores it, and so little
+            // is lost by believing it.
+            match query_value(head.target(), "user_id").filter(|user| !user.is_empty()) {
+                Some(user) => {
+                    Some((routes::hash_key(localpart_of_user(&user).as_bytes()), KeyKind::Masquerade))
+                }
+                None => return Known::Token(token),
+            }
+        }
+    };
+    key.map_or(Known::Nothing, |(hash, kind)| Known::Key(hash, kind))
+}
+
+fn hash_address(address: IpAddr) -> u64 {
+    routes::hash_key(address.to_string().as_bytes())
 }
 
 /// The localpart of a user ID, or the whole text if it is none.
@@ -198,12 +247,13 @@ mod tests {
 
     #[test]
     fn localparts_are_read_from_tokens_of_synapse() {
-        assert_eq!(localpart_of_token("syt_YWxpY2U_abcdefghijklmnopqrst_1a2b3c").as_deref(), Some("alice"));
-        assert_eq!(localpart_of_token("syt_Ym9i_x_y").as_deref(), Some("bob"));
+        let user = |localpart: &str| Some(routes::hash_key(localpart.as_bytes()));
+        assert_eq!(user_of_token("syt_YWxpY2U_abcdefghijklmnopqrst_1a2b3c"), user("alice"));
+        assert_eq!(user_of_token("syt_Ym9i_x_y"), user("bob"));
         for bad in
             ["syt_YWxpY2U", "syt_YWxpY2U_x", "mat_YWxpY2U_x_y", "syt__x_y", "syt_$$_x_y", "syt_/w_x_y", ""]
         {
-            assert_eq!(localpart_of_token(bad), None, "{bad}");
+            assert_eq!(user_of_token(bad), None, "{bad}");
         }
         assert_eq!(localpart_of_user("@alice:example.org:8448"), "alice");
         assert_eq!(localpart_of_user("alice"), "alice");

@@ -10,6 +10,7 @@
 
 mod access;
 mod answer;
+mod attempt;
 mod balance;
 mod client;
 mod engine;
@@ -22,8 +23,10 @@ mod instance;
 mod key;
 mod metrics;
 mod payload;
+mod pick;
 mod proxy;
 mod record;
+mod reply;
 mod settings;
 mod snapshot;
 mod state;

@@ -3,29 +3,27 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use model::{Balance, Role};
-use routes::{Class, ClassId, Closed, Decision, Forward, Key, WellKnown};
-use tokio::time::timeout;
+use routes::{Class, ClassId, Closed, Decision, Forward, WellKnown};
+use tokio::time::Instant;
 
 use crate::answer;
-use crate::balance::{Candidate, choose};
+use crate::attempt::{Attempt, Attempts};
 use crate::client::{Client, HeadBounds, Next};
 use crate::engine::{Peer, Worker};
 use crate::failure::Failure;
 use crate::headers::{self, From};
-use crate::http1::{Body, Framing, HeadError, LAST_CHUNK, RequestHead, ResponseHead, chunk};
-use crate::instance::{Finding, Instance, Standing};
-use crate::key::{self, KeyKind};
-use crate::payload::{Bounds, Payload, Source};
+use crate::http1::{Body, Framing, HeadError, RequestHead, ResponseHead};
+use crate::key::{self, KeyKind, Known};
+use crate::payload::{Bounds, Payload};
+use crate::pick::{Choice, Pick, Waits};
 use crate::record::Record;
+use crate::reply::Reply;
 use crate::settings::Settings;
 use crate::snapshot::Active;
-use crate::state::{Counted, Phase, Place, Shared};
+use crate::state::{Phase, Place, Shared};
 use crate::stream::Stream;
 use crate::upstream::Upstream;
 use crate::whoami::Answer;
@@ -293,52 +291,31 @@ impl Exchange<'_> {
     }
 
     /// The hash of what the request is balanced by, if there is something to balance.
-    async fn key(&self, active: &Arc<Active>, forward: &Forward<'_>, record: &mut Record) -> Option<u64> {
-        let route = forward.route;
-        let hashed = |role: &Role| {
-            active.pool(*role).len() > 1
-                && matches!(
-                    route.class.balance(*role),
-                    Balance::HashRoom | Balance::HashUser | Balance::HashOrigin
-                )
-        };
-        if !route.chain.iter().any(hashed) {
+    async fn key(&self, active: &Active, forward: &Forward<'_>, record: &mut Record) -> Option<u64> {
+        if !active.is_hashed(forward.route) {
             return None;
         }
-        let (hash, kind) = match route.class.key {
-            Key::None => return None,
-            Key::Room => (routes::hash_room(self.head.target().get(forward.room.clone()?)?), KeyKind::Room),
-            Key::User => self.user(active, record.id.as_str()).await?,
-            Key::Origin => match key::origin(&self.head) {
-                Some(origin) => (routes::hash_key(origin.as_bytes()), KeyKind::Origin),
-                None => (routes::hash_key(record.client?.to_string().as_bytes()), KeyKind::Address),
-            },
+        let (hash, kind) = match key::of(&self.head, forward, record.client) {
+            Known::Nothing => return None,
+            Known::Key(hash, kind) => (hash, kind),
+            Known::Token(token) => {
+                let ask = || self.ask_whoami(active, &token, record.id.as_str());
+                let (answer, how) = match self.state.whoami.remembered(&token) {
+                    Some(found) => found,
+                    // What is rare is kept out of every connection's state.
+                    None => Box::pin(self.state.whoami.find(&token, active.settings(), ask)).await,
+                };
+                self.state.metrics.whoami(how);
+                match answer {
+                    Answer::User(hash) => (hash, KeyKind::Whoami),
+                    Answer::Nobody | Answer::Unknown => {
+                        (routes::hash_key(token.as_bytes()), KeyKind::TokenHash)
+                    }
+                }
+            }
         };
         record.key = Some(kind);
         Some(hash)
-    }
-
-    async fn user(&self, active: &Arc<Active>, request_id: &str) -> Option<(u64, KeyKind)> {
-        let token = key::access_token(&self.head)?;
-        if let Some(localpart) = key::localpart_of_token(&token) {
-            return Some((routes::hash_key(localpart.as_bytes()), KeyKind::Token));
-        }
-        // Only application services may say on whose behalf they ask; for others Synapse ignores it, and so little
-        // is lost by believing it.
-        if let Some(user) = key::query_value(self.head.target(), "user_id").filter(|user| !user.is_empty()) {
-            return Some((routes::hash_key(key::localpart_of_user(&user).as_bytes()), KeyKind::Masquerade));
-        }
-        let ask = || self.ask_whoami(active, &token, request_id);
-        let (answer, how) = match self.state.whoami.remembered(&token) {
-            Some(found) => found,
-            // What is rare is kept out of every connection's state.
-            None => Box::pin(self.state.whoami.find(&token, active.settings(), ask)).await,
-        };
-        self.state.metrics.whoami(how);
-        Some(match answer {
-            Answer::User(hash) => (hash, KeyKind::Whoami),
-            Answer::Nobody | Answer::Unknown => (routes::hash_key(token.as_bytes()), KeyKind::TokenHash),
-        })
     }
 
     /// What an instance is sent first: the head, and a small body with it.
@@ -414,186 +391,11 @@ impl Exchange<'_> {
             return Ok(());
         }
         client.timer.clear();
-        client.upstream_timer.set((Instant::now() + settings.response_stall).into());
+        client.upstream_timer.set(Instant::now() + settings.response_stall);
         let result = poll_fn(|cx| reply.poll(client, settings, &self.worker.pools, cx)).await;
         client.timer.clear();
         record.bytes_out = reply.bytes;
         result
-    }
-}
-
-/// A response body on its way from an instance to the client.
-struct Reply {
-    body: Body,
-    /// Whether the client gets it in chunks.
-    chunked: bool,
-    /// The connection that it comes over and the place that it takes, until it is over.
-    source: Option<(Upstream, Place)>,
-    /// What the client gets next.
-    next: Option<Bytes>,
-    /// If the connection can be used again: how many of them are kept.
-    keep: Option<usize>,
-    /// Bytes of the body so far.
-    bytes: u64,
-}
-
-impl Reply {
-    /// Whether all of it is with the kernel, or on its way there. Whether the client has read it shows with its next
-    /// request.
-    fn is_handed_over(&self) -> bool {
-        self.source.is_none() && self.next.is_none()
-    }
-
-    /// How many bytes have come already.
-    fn buffered(&self) -> usize {
-        self.source.as_ref().map_or(0, |(upstream, _)| upstream.buffer.len())
-    }
-
-    /// The next piece of what has come, as it is; none if more has to come first.
-    fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
-        let Some((upstream, _)) = &mut self.source else { return Ok(None) };
-        let piece = self.body.take(&mut upstream.buffer).map_err(|_| Failure::Truncated)?;
-        self.bytes += piece.len() as u64;
-        Ok((!piece.is_empty()).then_some(piece))
-    }
-
-    /// Writes what has come behind the head.
-    fn fill(&mut self, out: &mut Vec<u8>, pools: &crate::upstream::Pools) -> Result<(), Failure> {
-        while let Some(piece) = self.piece()? {
-            if self.chunked { chunk(&piece, out) } else { out.extend_from_slice(&piece) }
-        }
-        if self.body.is_over() {
-            if self.chunked {
-                out.extend_from_slice(LAST_CHUNK);
-            }
-            self.finish(pools);
-        }
-        Ok(())
-    }
-
-    /// The body has come to its end: its connection may serve others.
-    fn finish(&mut self, pools: &crate::upstream::Pools) {
-        let Some((upstream, place)) = self.source.take() else { return };
-        // What came beyond the end was promised by nobody.
-        if let Some(max) = self.keep
-            && upstream.buffer.is_empty()
-        {
-            pools.put(place.instance(), upstream, max);
-        }
-    }
-
-    /// Moves what can be moved.
-    fn poll(
-        &mut self,
-        client: &mut Client,
-        settings: &Settings,
-        pools: &crate::upstream::Pools,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Failure>> {
-        loop {
-            let idle = match client.stream.poll_sent(cx) {
-                Poll::Ready(Ok(())) => {
-                    client.timer.clear();
-                    true
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone)),
-                Poll::Pending => false,
-            };
-            if idle {
-                let next = self.next.take();
-                let going_on = next.is_some();
-                if let Some(next) = next {
-                    client.stream.send(next);
-                }
-                if self.is_handed_over() {
-                    return Poll::Ready(Ok(()));
-                }
-                if going_on {
-                    continue;
-                }
-            } else if !client.timer.is_set() {
-                client.timer.set((Instant::now() + settings.write_stall).into());
-            }
-            if self.next.is_none()
-                && let Some((upstream, _)) = &mut self.source
-            {
-                match upstream.stream.poll_receive(cx) {
-                    Poll::Ready(Ok(data)) if !data.is_empty() => {
-                        client.upstream_timer.set((Instant::now() + settings.response_stall).into());
-                        self.take_in(data, pools)?;
-                        continue;
-                    }
-                    Poll::Ready(Ok(_)) if matches!(self.body, Body::Close) => {
-                        self.source = None;
-                        self.next = self.chunked.then(|| Bytes::from_static(LAST_CHUNK));
-                        continue;
-                    }
-                    Poll::Ready(_) => return Poll::Ready(Err(Failure::Truncated)),
-                    Poll::Pending => {}
-                }
-                if client.is_gone(cx) {
-                    return Poll::Ready(Err(Failure::ClientGone));
-                }
-                if client.upstream_timer.is_over(cx) {
-                    return Poll::Ready(Err(Failure::Timeout));
-                }
-            }
-            if client.timer.is_over(cx) {
-                return Poll::Ready(Err(Failure::ClientGone));
-            }
-            return Poll::Pending;
-        }
-    }
-
-    /// Takes in what has come from the instance.
-    fn take_in(&mut self, data: Bytes, pools: &crate::upstream::Pools) -> Result<(), Failure> {
-        let Some((upstream, _)) = &mut self.source else { return Ok(()) };
-        upstream.buffer = data;
-        self.next = if self.chunked {
-            let mut out = Vec::new();
-            self.fill(&mut out, pools)?;
-            (!out.is_empty()).then(|| out.into())
-        } else {
-            let piece = self.piece()?;
-            if self.body.is_over() {
-                self.finish(pools);
-            }
-            piece
-        };
-        Ok(())
-    }
-}
-
-/// What an attempt came to.
-struct Failed {
-    failure: Failure,
-    /// Nobody listened: the attempt cost nothing and told that the instance is away.
-    refused: bool,
-}
-
-/// The most attempts that found nobody listening, for one request.
-const MAX_REFUSALS: u32 = 20;
-
-/// The attempts that a request has had.
-#[derive(Default)]
-struct Attempts {
-    made: u32,
-    refused: u32,
-    /// Whose turn is over for now.
-    tried: Vec<Arc<Instance>>,
-}
-
-impl Attempts {
-    /// Counts a failed attempt; whether there may be another.
-    fn another(&mut self, failed: &Failed, instance: &Arc<Instance>, settings: &Settings) -> bool {
-        if failed.refused {
-            // It is known to be away now, and worth another look when it is back.
-            self.refused += 1;
-        } else {
-            self.made += 1;
-            self.tried.push(instance.clone());
-        }
-        self.made < settings.attempts && self.refused < MAX_REFUSALS
     }
 }
 
@@ -611,377 +413,4 @@ fn bounds(class: &Class, settings: &Settings) -> Bounds {
         settings.max_body_bytes
     };
     Bounds { max, buffer: settings.buffer_bytes, stall: settings.body_stall }
-}
-
-/// What picking an instance came to.
-enum Pick {
-    /// A place on an instance of this role.
-    Got(Place, Role),
-    /// The instances of this role have no place left for this class.
-    Full(Role),
-    /// An instance of this role is about to come back; whether somebody else could serve the request.
-    Returning { role: Role, elsewhere: bool },
-    /// Nobody can serve it, and nobody is about to.
-    Nobody,
-}
-
-/// Among whom to pick.
-struct Choice<'a> {
-    active: &'a Active,
-    chain: &'a [Role],
-    class: &'a Class,
-    key: Option<u64>,
-    /// Not these.
-    tried: &'a [Arc<Instance>],
-}
-
-impl Choice<'_> {
-    fn pick(&self, state: &Shared, impatient: bool) -> Pick {
-        let grace = self.active.settings().restart_grace;
-        for (position, role) in self.chain.iter().enumerate() {
-            let pool = self.active.pool(*role);
-            match self.pick_among(state, *role, pool, Standing::Ready, grace) {
-                Ok(Some(place)) => return Pick::Got(place, *role),
-                // A role that is full keeps its work: spilling it over would drown the next one too.
-                Err(Crowded) => return Pick::Full(*role),
-                Ok(None) => {}
-            }
-            if !impatient && pool.iter().any(|instance| instance.standing(grace) == Standing::Returning) {
-                let able = |instance: &Arc<Instance>| {
-                    matches!(instance.standing(grace), Standing::Ready | Standing::LastResort)
-                        && !self.is_tried(instance)
-                };
-                let elsewhere =
-                    self.chain[position..].iter().any(|role| self.active.pool(*role).iter().any(able));
-                return Pick::Returning { role: *role, elsewhere };
-            }
-        }
-        for role in self.chain {
-            match self.pick_among(state, *role, self.active.pool(*role), Standing::LastResort, grace) {
-                Ok(Some(place)) => return Pick::Got(place, *role),
-                Err(Crowded) => return Pick::Full(*role),
-                Ok(None) => {}
-            }
-        }
-        Pick::Nobody
-    }
-
-    fn is_tried(&self, instance: &Arc<Instance>) -> bool {
-        self.tried.iter().any(|tried| Arc::ptr_eq(tried, instance))
-    }
-
-    fn pick_among(
-        &self,
-        state: &Shared,
-        role: Role,
-        pool: &[Arc<Instance>],
-        standing: Standing,
-        grace: Duration,
-    ) -> Result<Option<Place>, Crowded> {
-        let class = self.class.id.index();
-        if let [instance] = pool {
-            // Nothing to choose.
-            if instance.standing(grace) != standing || self.is_tried(instance) {
-                return Ok(None);
-            }
-            let lease = instance.lease(class, self.class.cap).ok_or(Crowded)?;
-            return Ok(Some(Place::new(lease, state.clone(), class, role)));
-        }
-        let mut crowded = false;
-        let mut candidates: Vec<Candidate> = pool
-            .iter()
-            .map(|instance| {
-                let standing = instance.standing(grace) == standing && !self.is_tried(instance);
-                let room = instance.in_flight_of(class) < self.class.cap;
-                crowded |= standing && !room;
-                Candidate { seed: instance.seed, in_flight: instance.in_flight(), eligible: standing && room }
-            })
-            .collect();
-        let balance = self.class.balance(role);
-        let turn = if pool.len() > 1 { state.next_turn() } else { 0 };
-        while let Some(index) = choose(balance, &candidates, self.key, turn) {
-            if let Some(lease) = pool[index].lease(class, self.class.cap) {
-                return Ok(Some(Place::new(lease, state.clone(), class, role)));
-            }
-            // Somebody was faster.
-            candidates[index].eligible = false;
-            crowded = true;
-        }
-        if crowded { Err(Crowded) } else { Ok(None) }
-    }
-}
-
-/// Every instance that could take the request is at its cap.
-struct Crowded;
-
-/// What a request has waited for so far.
-#[derive(Default)]
-struct Waits<'a> {
-    place: Option<(Counted<'a>, Instant)>,
-    back: Option<(Counted<'a>, Role, tokio::sync::watch::Receiver<u64>)>,
-    /// The time spent waiting for instances to come back.
-    waited: Duration,
-    /// Whether it waits no more for instances to come back.
-    impatient: bool,
-}
-
-impl<'a> Waits<'a> {
-    /// An instance was found.
-    fn got(&mut self) {
-        self.place = None;
-        self.back = None;
-    }
-
-    /// Waits until a place may have become free. The first call only joins the queue: the place may have become free
-    /// before that, and then nobody would tell.
-    async fn for_place(
-        &mut self,
-        state: &'a Shared,
-        settings: &Settings,
-        class: &Class,
-        role: Role,
-    ) -> Result<(), Failure> {
-        let queue = state.queue(class.id.index(), role);
-        let Some((_, until)) = &self.place else {
-            let place = queue.join(settings.queue_length).ok_or(Failure::Shed)?;
-            self.place = Some((place, Instant::now() + settings.queue_timeout));
-            return Ok(());
-        };
-        tokio::time::timeout_at((*until).into(), queue.freed.notified()).await.map_err(|_| Failure::Shed)
-    }
-
-    /// Waits until an instance may have come back. The first call only begins to listen.
-    async fn for_return(
-        &mut self,
-        state: &'a Shared,
-        settings: &Settings,
-        role: Role,
-        elsewhere: bool,
-    ) -> Result<(), Failure> {
-        /// An instance may also cease to be about to come back, of which nobody tells.
-        const LOOK_AGAIN: Duration = Duration::from_millis(500);
-        let limit = if elsewhere { settings.fallback_patience } else { settings.patience };
-        match &mut self.back {
-            Some((_, waiting_for, available)) if *waiting_for == role => {
-                let left = limit.saturating_sub(self.waited);
-                if left.is_zero() {
-                    self.impatient = true;
-                    self.back = None;
-                    return Ok(());
-                }
-                let started = Instant::now();
-                let _ = timeout(left.min(LOOK_AGAIN), available.changed()).await;
-                self.waited += started.elapsed();
-            }
-            _ => match state.wait_for(role, settings.max_waiting) {
-                Some(counted) => self.back = Some((counted, role, state.availability.subscribe())),
-                None if elsewhere => self.impatient = true,
-                None => return Err(Failure::NoInstance),
-            },
-        }
-        Ok(())
-    }
-}
-
-/// One try to have a request answered by an instance.
-struct Attempt<'a> {
-    worker: &'a Worker,
-    state: &'a Shared,
-    settings: &'a Settings,
-    instance: &'a Arc<Instance>,
-    /// How long the head of the response may take.
-    within: Duration,
-    /// The head, with what of the body goes with it.
-    request: Bytes,
-    method: &'a Method,
-}
-
-impl Attempt<'_> {
-    /// Sends the request for a client, and takes note of how that went. Comes to the connection, the head of the response
-    /// on it, and whether the instance took the whole request.
-    async fn make(
-        self,
-        client: &mut Client,
-        payload: &mut Payload,
-        bytes: &mut u64,
-    ) -> Result<(Upstream, ResponseHead, bool), Failed> {
-        // A stream can be sent once, so it is not risked on a connection that may just be closing.
-        let fresh = payload.is_stream();
-        let mut upstream = match self.ready_one(fresh) {
-            Some(upstream) => upstream,
-            None => {
-                let opened = client.unless_gone(Box::pin(self.open())).await;
-                opened.map_err(|failure| Failed { failure, refused: false })??
-            }
-        };
-        let mut source = payload.take(self.settings.body_stall);
-        let before = upstream.stream.written();
-        upstream.stream.send(self.request.clone());
-        client.upstream_timer.set((Instant::now() + self.within).into());
-        let sent = poll_fn(|cx| self.poll_exchange(&mut upstream, before, &mut source, client, bytes, cx)).await;
-        client.upstream_timer.clear();
-        match sent {
-            Ok(head) => {
-                self.instance.note(Finding::Answered, self.settings);
-                Ok((upstream, head, source.is_dry()))
-            }
-            Err(failure) => Err(self.failed(failure)),
-        }
-    }
-
-    /// A connection that lies ready.
-    fn ready_one(&self, fresh: bool) -> Option<Upstream> {
-        if fresh { None } else { self.worker.pools.take(self.instance, self.settings.upstream_idle) }
-    }
-
-    /// A new connection.
-    async fn open(&self) -> Result<Upstream, Failed> {
-        let opening = Upstream::open(self.instance, self.worker.ring.as_ref());
-        match timeout(self.settings.connect_timeout, opening).await {
-            Ok(Ok(upstream)) => Ok(upstream),
-            Ok(Err(error)) => {
-                let (instance, address) = (&*self.instance.name, &self.instance.address);
-                tracing::debug!(instance, %address, %error, "cannot connect");
-                Err(self.note(Failure::Connect, Some(Finding::Refused)))
-            }
-            Err(_) => Err(self.note(Failure::Connect, Some(Finding::Broke))),
-        }
-    }
-
-    fn note(&self, failure: Failure, finding: Option<Finding>) -> Failed {
-        self.state.metrics.attempt_failed(&self.instance.name, failure.label());
-        if let Some(finding) = finding {
-            self.instance.note(finding, self.settings);
-        }
-        Failed { failure, refused: finding == Some(Finding::Refused) }
-    }
-
-    fn failed(&self, failure: Failure) -> Failed {
-        match failure.blame() {
-            crate::failure::Blame::Upstream if failure == Failure::ResetUnsent => {
-                // It was closed while it lay idle, and so will the others have been.
-                self.instance.forget_connections();
-                self.note(failure, None)
-            }
-            crate::failure::Blame::Upstream => self.note(failure, Some(Finding::Broke)),
-            // The instance has nothing to do with it.
-            _ => Failed { failure, refused: false },
-        }
-    }
-
-    /// Sends what is to be sent and looks for the head of the response.
-    fn poll_exchange(
-        &self,
-        upstream: &mut Upstream,
-        before: u64,
-        source: &mut Source,
-        client: &mut Client,
-        bytes: &mut u64,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<ResponseHead, Failure>> {
-        let streaming = matches!(source, Source::Client { .. });
-        while !source.is_dry() {
-            match upstream.stream.poll_sent(cx) {
-                // What the instance said before it stopped listening may still come.
-                Poll::Ready(Err(_)) => *source = Source::Nothing,
-                Poll::Pending => break,
-                Poll::Ready(Ok(())) => match source.poll_next(client, bytes, cx) {
-                    Poll::Ready(Ok(Some(piece))) => {
-                        upstream.stream.send(piece);
-                        // The time counts from when the request last moved.
-                        client.upstream_timer.set((Instant::now() + self.within).into());
-                    }
-                    Poll::Ready(Ok(None)) => {}
-                    Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
-                    Poll::Pending => break,
-                },
-            }
-        }
-        upstream.stream.push(cx);
-        loop {
-            match upstream.stream.poll_receive(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(data)) if !data.is_empty() => {
-                    upstream.append(data);
-                    match ResponseHead::parse(&mut upstream.buffer, self.method) {
-                        Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                        Ok(None) => {}
-                        Err(_) => return Poll::Ready(Err(Failure::Garbage)),
-                    }
-                }
-                Poll::Ready(_) => {
-                    // Now it is known how much of the request left.
-                    let failed = matches!(upstream.stream.poll_sent(cx), Poll::Ready(Err(_)));
-                    let unsent = failed && upstream.stream.written() == before;
-                    return Poll::Ready(Err(if unsent { Failure::ResetUnsent } else { Failure::Reset }));
-                }
-            }
-        }
-        if !streaming && client.is_gone(cx) {
-            return Poll::Ready(Err(Failure::ClientGone));
-        }
-        client.upstream_timer.poll(cx).map(|()| Err(Failure::Timeout))
-    }
-
-    /// Sends the router's own question whose a token is.
-    async fn ask(self) -> Option<Answer> {
-        /// The largest answer that is read, in bytes.
-        const MAX_ANSWER: usize = 64 << 10;
-        #[derive(serde::Deserialize)]
-        struct Whoami {
-            user_id: String,
-        }
-        let mut upstream = match self.ready_one(false) {
-            Some(upstream) => upstream,
-            None => self.open().await.ok()?,
-        };
-        upstream.stream.send(self.request.clone());
-        let asked = timeout(self.within, async {
-            let mut head = None;
-            let mut body = Body::Length(0);
-            let mut text = Vec::new();
-            loop {
-                if head.is_none() {
-                    head = ResponseHead::parse(&mut upstream.buffer, self.method).ok()?;
-                    body = head.as_ref().map_or(body, |head| Body::new(head.framing));
-                }
-                if let Some(head) = &head {
-                    loop {
-                        let piece = body.take(&mut upstream.buffer).ok()?;
-                        if piece.is_empty() {
-                            break;
-                        }
-                        text.extend_from_slice(&piece);
-                    }
-                    if body.is_over() {
-                        return Some((head.status, head.keep_alive, text));
-                    }
-                }
-                let data = poll_fn(|cx| {
-                    upstream.stream.push(cx);
-                    upstream.stream.poll_receive(cx)
-                });
-                match data.await {
-                    Ok(data) if !data.is_empty() && text.len() <= MAX_ANSWER => upstream.append(data),
-                    _ => return None,
-                }
-            }
-        });
-        let Ok(Some((status, keep_alive, text))) = asked.await else {
-            self.note(Failure::Reset, Some(Finding::Broke));
-            return None;
-        };
-        self.instance.note(Finding::Answered, self.settings);
-        if keep_alive && upstream.buffer.is_empty() {
-            self.worker.pools.put(self.instance, upstream, self.settings.upstream_idle_max);
-        }
-        match status {
-            StatusCode::OK => {
-                let whoami: Whoami = serde_json::from_slice(&text).ok()?;
-                Some(Answer::User(routes::hash_key(key::localpart_of_user(&whoami.user_id).as_bytes())))
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Answer::Nobody),
-            _ => None,
-        }
-    }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Address, ROLES, Role, Topology};
-use routes::{Features, Matcher, Table};
+use model::{Address, Balance, ROLES, Role, Topology};
+use routes::{Features, Matcher, Route, Table};
 
 use crate::instance::Instance;
 use crate::settings::Settings;
@@ -128,6 +128,15 @@ impl Active {
     /// The instances that carry a role.
     pub(crate) fn pool(&self, role: Role) -> &[Arc<Instance>] {
         &self.pools[role as usize]
+    }
+
+    /// Whether some role of a route has several instances that a key chooses among.
+    pub(crate) fn is_hashed(&self, route: &Route) -> bool {
+        route.chain.iter().any(|role| {
+            let balance = route.class.balance(*role);
+            self.pool(*role).len() > 1
+                && matches!(balance, Balance::HashRoom | Balance::HashUser | Balance::HashOrigin)
+        })
     }
 
     pub(crate) fn instance(&self, name: &str) -> Option<&Arc<Instance>> {
