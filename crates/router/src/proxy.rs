@@ -382,14 +382,15 @@ impl Exchange<'_> {
         head.write(is_11, keep_alive, &mut out);
         reply.fill(&mut out, &self.worker.pools)?;
         self.client.sent(settings.write_stall).await?;
-        self.client.stream.send(out.into());
-
         let client = &mut *self.client;
         if reply.is_handed_over() {
-            // The usual case: one piece.
+            // The usual case: one piece. Accounted for before the client can have it.
             record.bytes_out = reply.bytes;
+            record.finish(None);
+            client.stream.send(out.into());
             return Ok(());
         }
+        client.stream.send(out.into());
         client.timer.clear();
         client.upstream_timer.set(Instant::now() + settings.response_stall);
         let result = poll_fn(|cx| reply.poll(client, settings, &self.worker.pools, cx)).await;
