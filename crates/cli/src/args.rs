@@ -165,6 +165,20 @@ pub(crate) enum Render {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// nginx's: a file for its `http` block
+    Nginx(OutFile),
+    /// HAProxy's: a whole file
+    Haproxy(OutFile),
+    /// Envoy's: a whole file
+    Envoy(OutFile),
+}
+
+/// Where one file goes.
+#[derive(Debug, Args)]
+pub(crate) struct OutFile {
+    /// The file to write to [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// `configure`.

@@ -4,7 +4,7 @@
 //! endpoint table names, over TCP or a unix socket. What it works by is an immutable [`Snapshot`] that [`Router::reload`]
 //! replaces whole. `docs/router.md` says what clients, operators and dashboards may rely on.
 //!
-//! Deciding (`key`, `balance`, `failure`, `headers`, `well_known`, and the crate `routes`) is pure and knows no HTTP
+//! Deciding (`key`, `balance`, `failure`, `headers`, and the crate `routes`) is pure and knows no HTTP
 //! library's connections; moving bytes (`front`, `upstream`, `body`) is a shell around it that can be replaced; `proxy`
 //! ties them together.
 
@@ -25,7 +25,6 @@ mod settings;
 mod snapshot;
 mod state;
 mod upstream;
-mod well_known;
 mod whoami;
 
 use std::future::Future;
@@ -43,9 +42,8 @@ pub use access::AccessLog;
 pub use failure::{Blame, Failure};
 pub use front::Listener;
 pub use instance::InstanceState;
-pub use settings::{MAX_REQUEST_BYTES, Settings};
+pub use settings::Settings;
 pub use snapshot::{Snapshot, SnapshotError};
-pub use well_known::{WellKnownDocuments, well_known};
 
 use front::Purpose;
 use snapshot::Active;

@@ -13,7 +13,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use model::{Balance, Role};
-use routes::{Class, ClassId, Closed, Decision, Forward, Key, WellKnown};
+use routes::{Class, Closed, Decision, Forward, Key, WellKnown};
 use tokio::time::timeout;
 
 use crate::answer;
@@ -373,11 +373,7 @@ impl Journey<'_> {
 
 /// What bounds the reading of a request body of this class.
 fn bounds(class: &Class, settings: &Settings) -> Bounds {
-    let max = if class.id == ClassId::MediaUpload {
-        settings.max_upload_bytes.max(settings.max_body_bytes)
-    } else {
-        settings.max_body_bytes
-    };
+    let max = class.max_body(settings.max_upload_bytes, settings.max_body_bytes);
     Bounds { max, buffer: settings.buffer_bytes, stall: settings.body_stall }
 }
 

@@ -10,7 +10,7 @@ mod up;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::args::{Arguments, Command, Render};
+use crate::args::{Arguments, Command};
 use crate::place::Place;
 
 /// Runs a command.
@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
-        Command::Render(Render::Synapse { out }) => files::render_synapse(&Place::find(stack)?, out)?,
+        Command::Render(render) => files::render(&Place::find(stack)?, render)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
         Command::Schema => {
