@@ -52,15 +52,12 @@ defaults
     timeout queue {queue}s
     # A request that nobody has seen may go to another process, whatever its method.
     retries 3
-    option redispatch 1
-    # Synapse closes idle connections after 60 s.
-    pool-purge-delay {purge}s",
+    option redispatch 1",
         connect = answers::CONNECT_TIMEOUT.as_secs(),
         head = answers::HEAD_TIMEOUT.as_secs(),
         idle = answers::IDLE_TIMEOUT.as_secs(),
         longest = longest.as_secs(),
         queue = answers::QUEUE_TIMEOUT.as_secs(),
-        purge = answers::UPSTREAM_IDLE.as_secs(),
     );
     for status in [502, 503, 504] {
         let body = error("M_UNKNOWN", "No process of the homeserver can answer now");

@@ -195,6 +195,7 @@ server {{
     client_header_timeout {head}s;
     client_body_timeout {body}s;
     client_body_buffer_size 64k;
+    client_max_body_size {most};
     keepalive_timeout {idle}s;
 
     # Bodies are taken in whole before Synapse is asked, which wants to know their length; answers are not stored.
@@ -222,6 +223,7 @@ server {{
         name = host(routing),
         head = answers::HEAD_TIMEOUT.as_secs(),
         body = answers::BODY_STALL.as_secs(),
+        most = answers::MAX_REQUEST_BYTES,
         idle = answers::IDLE_TIMEOUT.as_secs(),
         connect = answers::CONNECT_TIMEOUT.as_secs(),
         forwarded = if trust { "$proxy_add_x_forwarded_for" } else { "$remote_addr" },
@@ -294,13 +296,13 @@ fn locations(out: &mut String, routing: &Routing<'_>, target: &Target) {
         };
         if position == 0 {
             line!(out, "    location = {INNER}{} {{", target.name);
-            line!(out, "        client_max_body_size {};", target.class.max_body_of(routing.stack));
+            let most = target.class.max_body_of(routing.stack);
+            if most != answers::MAX_REQUEST_BYTES {
+                line!(out, "        client_max_body_size {most};");
+            }
         } else {
             line!(out, "    location @{}_{position} {{", target.name);
             line!(out, "        if ($matrix_spent = yes) {{ return 502; }}");
-        }
-        if position > 0 {
-            line!(out, "        client_max_body_size {};", target.class.max_body_of(routing.stack));
         }
         line!(out, "        proxy_read_timeout {}s;", target.timeout().as_secs());
         line!(out, "        error_page 413 @matrix_too_large;");
