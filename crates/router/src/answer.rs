@@ -30,7 +30,9 @@ pub(crate) fn preflight() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
     cors(response.headers_mut());
-    response.headers_mut().insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(answers::PREFLIGHT_MAX_AGE));
+    response
+        .headers_mut()
+        .insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(answers::PREFLIGHT_MAX_AGE));
     response
 }
 

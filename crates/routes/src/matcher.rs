@@ -270,7 +270,8 @@ impl Matcher {
 
     /// The first segments, decoded, of what is forwarded: [`Matcher::place`] as a list.
     pub(crate) fn open(&self) -> impl Iterator<Item = &'static [&'static str]> {
-        const OPEN: [&[&str]; 4] = [&["_matrix"], &["_synapse", "client"], &["_synapse", "mas"], &["_synapse", "admin"]];
+        const OPEN: [&[&str]; 4] =
+            [&["_matrix"], &["_synapse", "client"], &["_synapse", "mas"], &["_synapse", "admin"]];
         OPEN.into_iter().filter(|open| match open {
             [_, "mas"] => self.mas,
             [_, "admin"] => self.admin_open,

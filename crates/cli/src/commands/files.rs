@@ -32,7 +32,8 @@ fn proxy(place: &Place, to: &OutFile, render: fn(&Topology, &Matcher) -> String)
     let topology = place.plan()?;
     let text = render(&topology, &super::routes::matcher(&topology)?);
     let Some(out) = &to.out else { return super::print(&text) };
-    fs::write(out, text).with_context(|| format!("cannot write `{}`; choose another with `--out FILE`", out.display()))
+    fs::write(out, text)
+        .with_context(|| format!("cannot write `{}`; choose another with `--out FILE`", out.display()))
 }
 
 pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<()> {

@@ -60,11 +60,7 @@ impl Program {
     /// Whether the program can be run; says why not.
     pub(crate) fn is_there(&self) -> bool {
         if self.file.is_none() {
-            assert!(
-                self.name == "envoy" || std::env::var_os("CI").is_none(),
-                "{} is missing; `.ci/run` installs it",
-                self.name
-            );
+            assert!(std::env::var_os("CI").is_none(), "{} is missing; `.ci/run` installs it", self.name);
             eprintln!("skipped: {} is not installed", self.name);
         }
         self.file.is_some()
@@ -77,27 +73,36 @@ impl Program {
     }
 
     /// The program's own check of its configuration.
-    fn check(&self, file: &Path) {
+    fn check(&self, file: &Path, may_warn: bool) {
         let arguments: &[&str] = match self.name {
             "nginx" => &["-t", "-c"],
             "haproxy" => &["-c", "-f"],
             _ => &["--mode", "validate", "--log-level", "warning", "-c"],
         };
         let done = self.command(arguments, file).output().expect("the program runs");
-        let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         assert!(done.status.success(), "{} refuses its configuration:\n{said}", self.name);
-        assert!(!said.to_lowercase().contains("warn"), "{} warns of its configuration:\n{said}", self.name);
+        assert!(
+            may_warn || !said.to_lowercase().contains("warn"),
+            "{} warns of its configuration:\n{said}",
+            self.name
+        );
     }
 
     /// Every preset, over unix sockets and TCP, with what a stack can say that shows in the file.
     pub(crate) fn accepts_every_layout(&self) {
-        let hosts = "network: { hosts: { prefix: synapse-, suffix: .svc.cluster.local } }\nmedia: { shared_storage: true }\n";
+        let hosts = "network: { hosts: { prefix: synapse-, suffix: .svc.cluster.local } }\nmedia: { shared_storage: true }\n\
+                     database: { external: { host: postgres.example }, max_connections: 500 }\nredis: { external: { host: valkey.example } }\n";
         for (preset, more) in [
             ("small", ""),
             ("medium", "network: { tcp: { host: 127.0.0.1, base_port: 20000 } }\n"),
             ("full", ""),
             ("custom", "public_base_url: https://matrix.example.org\nfederation: { enabled: false }\n"),
-            ("full", "network: { tcp: { host: '::1' } }\nwell_known: { client: { org.example: { quote: '$''\\\"{' } } }\n"),
+            (
+                "full",
+                "network: { tcp: { host: '::1' } }\nwell_known: { client: { org.example: { quote: '$''\\\"{' } } }\n",
+            ),
             ("full", hosts),
         ] {
             if more == hosts && self.name == "nginx" {
@@ -112,7 +117,8 @@ impl Program {
                     directory.path().display()
                 );
                 let file = self.render(directory.path(), &stack);
-                self.check(&file);
+                // HAProxy says that these hosts do not exist.
+                self.check(&file, more == hosts);
             }
         }
     }
@@ -153,7 +159,10 @@ impl Program {
 /// A program of the system, which an unprivileged user's `PATH` may leave out.
 fn system(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|directory| directory.join(name)).find(|f| f.exists())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into()])
+        .map(|directory| directory.join(name))
+        .find(|f| f.exists())
 }
 
 /// A running proxy and the stubs behind it.
@@ -253,7 +262,8 @@ impl Bench {
         let until = Instant::now() + PATIENCE;
         while !holds() {
             if Instant::now() > until {
-                let said = |file: &str| fs::read_to_string(self.directory.path().join(file)).unwrap_or_default();
+                let said =
+                    |file: &str| fs::read_to_string(self.directory.path().join(file)).unwrap_or_default();
                 panic!("{}: waited in vain until {what}\n{}{}", self.name, said("output"), said("error.log"));
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -265,7 +275,8 @@ impl Drop for Bench {
     fn drop(&mut self) {
         // nginx's workers end with their master on SIGTERM alone.
         if let Ok(pid) = i32::try_from(self.proxy.id()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         }
         let until = Instant::now() + Duration::from_secs(5);
         while Instant::now() < until && self.proxy.try_wait().is_ok_and(|status| status.is_none()) {

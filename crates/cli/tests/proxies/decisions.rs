@@ -17,7 +17,12 @@ fn check(bench: &Bench, client: &mut Client, method: &str, target: &str) {
             assert_eq!(response.header("x-stub-target"), target, "{}", said());
         }
         Decision::Preflight => {
-            assert_eq!((response.status, response.header("access-control-max-age")), (204, "86400"), "{}", said());
+            assert_eq!(
+                (response.status, response.header("access-control-max-age")),
+                (204, "86400"),
+                "{}",
+                said()
+            );
             cors(bench, &response);
         }
         Decision::Landing => {
@@ -61,7 +66,9 @@ pub(crate) fn sample(template: &str) -> String {
         .iter()
         .map(|segment| match segment {
             Segment::Literal(text) => format!("/{text}"),
-            Segment::NonEmpty(name) | Segment::Any(name) if name.contains("room") => "/!room%3Aexample.org".to_owned(),
+            Segment::NonEmpty(name) | Segment::Any(name) if name.contains("room") => {
+                "/!room%3Aexample.org".to_owned()
+            }
             Segment::NonEmpty(_) | Segment::Any(_) => "/val%2fue+x".to_owned(),
             Segment::Rest(_) => "/some/more//".to_owned(),
         })
@@ -159,7 +166,8 @@ pub(crate) fn odd_paths(bench: &Bench) {
         "?since=s1_2&full_state=trueish",
         "?from=s1",
     ] {
-        for path in ["/_matrix/client/v3/sync", "/_matrix/client/r0/events", "/_matrix/client/v3/initialSync"] {
+        for path in ["/_matrix/client/v3/sync", "/_matrix/client/r0/events", "/_matrix/client/v3/initialSync"]
+        {
             check(bench, &mut client, "GET", &format!("{path}{query}"));
         }
     }
@@ -242,7 +250,8 @@ pub(crate) fn bodies(bench: &Bench) {
     assert_eq!(send(upload, (50 << 20) + 1), (413, None, "M_TOO_LARGE".to_owned()), "{}", bench.name);
     // Synapse wants to know the length. HAProxy cannot take a body in whole.
     if bench.name != "haproxy" {
-        let message = b"POST /_matrix/client/v3/search HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+        let message =
+            b"POST /_matrix/client/v3/search HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
                         3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
         let response = bench.client().exchange(false, message).expect("an answer");
         let seen = bench.seen();

@@ -38,7 +38,9 @@ pub(crate) fn others_stand_in(bench: &mut Bench) {
     bench.stop(&one);
     settles(bench, sync, &other, Role::Sync);
     bench.start_again(&one);
-    for role in [Role::ClientReader, Role::UserDir, Role::Room, Role::Sync, Role::FederationInbound, Role::Presence] {
+    for role in
+        [Role::ClientReader, Role::UserDir, Role::Room, Role::Sync, Role::FederationInbound, Role::Presence]
+    {
         let (method, target) = match role {
             Role::ClientReader => ("POST", "/_matrix/client/v3/search"),
             Role::UserDir => ("POST", "/_matrix/client/v3/user_directory/search"),
@@ -70,7 +72,12 @@ pub(crate) fn others_stand_in(bench: &mut Bench) {
     for _ in 0..10 {
         let response = bench.client().send(typing.0, typing.1, &[]);
         assert!(matches!(response.status, 502..=504), "{}: {response:?}", bench.name);
-        assert_eq!((response.instance(), &*response.errcode()), ("", "M_UNKNOWN"), "{}: {response:?}", bench.name);
+        assert_eq!(
+            (response.instance(), &*response.errcode()),
+            ("", "M_UNKNOWN"),
+            "{}: {response:?}",
+            bench.name
+        );
         assert_eq!(response.header("access-control-allow-origin"), "*", "{}: {response:?}", bench.name);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }

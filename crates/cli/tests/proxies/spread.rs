@@ -62,8 +62,16 @@ pub(crate) fn keys_stick(bench: &Bench) {
             let prefix = "/_matrix/client/v3/rooms";
             vec![
                 ("PUT", format!("{prefix}/!room{number}:example.org/send/m.room.message/1"), String::new()),
-                ("PUT", format!("{prefix}/%21room{number}%3Aexample.org/send/m.room.message/2?x=1"), String::new()),
-                ("GET", format!("{prefix}/!room{number}%3aexample.org/messages"), "Bearer syt_x_y_z".to_owned()),
+                (
+                    "PUT",
+                    format!("{prefix}/%21room{number}%3Aexample.org/send/m.room.message/2?x=1"),
+                    String::new(),
+                ),
+                (
+                    "GET",
+                    format!("{prefix}/!room{number}%3aexample.org/messages"),
+                    "Bearer syt_x_y_z".to_owned(),
+                ),
                 (
                     "GET",
                     format!("/_matrix/client/api/v1/rooms/%21room{number}:example.org/state"),
@@ -78,8 +86,16 @@ pub(crate) fn keys_stick(bench: &Bench) {
     let short: Vec<Alike> = (0..40)
         .map(|number| {
             vec![
-                ("GET", format!("/_matrix/client/v3/rooms/!{number}bmEoPvSBnMcHfNuuhQaFBVJ/state"), String::new()),
-                ("GET", format!("/_matrix/client/v3/rooms/%21{number}bmEoPvSBnMcHfNuuhQaFBVJ/members"), String::new()),
+                (
+                    "GET",
+                    format!("/_matrix/client/v3/rooms/!{number}bmEoPvSBnMcHfNuuhQaFBVJ/state"),
+                    String::new(),
+                ),
+                (
+                    "GET",
+                    format!("/_matrix/client/v3/rooms/%21{number}bmEoPvSBnMcHfNuuhQaFBVJ/members"),
+                    String::new(),
+                ),
             ]
         })
         .collect();

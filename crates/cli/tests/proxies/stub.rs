@@ -14,7 +14,6 @@ use model::Address;
 /// A request that a stub saw.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    pub(crate) instance: String,
     pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: BTreeMap<String, String>,
@@ -151,7 +150,7 @@ impl Drop for Stub {
 fn serve(name: &str, stream: Stream, log: &Log) {
     let mut out = stream.try_clone().expect("a file descriptor");
     let mut reader = BufReader::new(stream);
-    while let Some(seen) = read(name, &mut reader) {
+    while let Some(seen) = read(&mut reader) {
         let dropped = seen.headers.contains_key(DROP);
         let health = seen.target == "/health";
         let body = format!("{{\"instance\":\"{name}\"}}");
@@ -173,14 +172,14 @@ fn serve(name: &str, stream: Stream, log: &Log) {
     out.shut_down();
 }
 
-fn read(instance: &str, reader: &mut BufReader<Stream>) -> Option<Seen> {
+fn read(reader: &mut BufReader<Stream>) -> Option<Seen> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split(' ');
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers = headers(reader)?;
     let body = body(reader, &headers)?.len();
-    Some(Seen { instance: instance.to_owned(), method, target, headers, body })
+    Some(Seen { method, target, headers, body })
 }
 
 /// The headers of a message, names in lower case.

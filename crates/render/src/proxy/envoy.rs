@@ -2,8 +2,6 @@
 //!
 //! Routes in order, each with a cluster; a cluster that others stand in for is an aggregate of them.
 
-use std::net::IpAddr;
-
 use model::{Address, Balance, Topology};
 use routes::{Key, Matcher, answers};
 use serde_json::Value;
@@ -46,6 +44,7 @@ fn listener(out: &mut String, routing: &Routing<'_>) {
         (
             0,
             r#"
+          skip_xff_append: true
           early_header_mutation_extensions:
           - name: envoy.http.early_header_mutation.header_mutation
             typed_config:
@@ -131,10 +130,19 @@ fn headers(out: &mut String, indent: usize, more: &[(&str, &str)]) {
     }
 }
 
+/// What clients claim about themselves is replaced.
+const FORWARDED: &str = r#"
+            request_headers_to_add:
+            - header: { key: x-forwarded-for, value: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" }
+              append_action: OVERWRITE_IF_EXISTS_OR_ADD
+            - header: { key: x-forwarded-host, value: "%REQ(:AUTHORITY)%" }
+              append_action: OVERWRITE_IF_EXISTS_OR_ADD"#;
+
 fn routes(out: &mut String, routing: &Routing<'_>) {
     line!(
         out,
         r#"          route_config:
+            request_headers_to_remove: [x-envoy-external-address, x-envoy-internal]{forwarded}
             virtual_hosts:
             - name: matrix
               domains: ["*"]
@@ -150,7 +158,8 @@ fn routes(out: &mut String, routing: &Routing<'_>) {
                 host_selection_retry_max_attempts: 3
               # The first route that fits counts. It is compared with the path as it was sent.
               routes:
-              # A path with `.` or `..` in it is passed on as it is, unless it could be taken for a private one."#
+              # A path with `.` or `..` in it is passed on as it is, unless it could be taken for a private one."#,
+        forwarded = if routing.stack.listen.trust_forwarded_for { "" } else { FORWARDED },
     );
     let hidden = Pattern {
         methods: &[],
@@ -190,7 +199,8 @@ fn routes(out: &mut String, routing: &Routing<'_>) {
 fn matching(out: &mut String, paths: &[String], headers: &[(&str, String)]) {
     line!(out, "              - match:");
     // In double quotes, a backslash at the end of a line takes the line break out.
-    let lines: Vec<String> = paths.iter().map(|path| path.replace('\\', "\\\\").replace('"', "\\\"")).collect();
+    let lines: Vec<String> =
+        paths.iter().map(|path| path.replace('\\', "\\\\").replace('"', "\\\"")).collect();
     line!(out, "                  safe_regex:");
     line!(out, "                    regex: \"{}\"", lines.join("|\\\n                      "));
     if !headers.is_empty() {
@@ -261,24 +271,25 @@ fn forward(out: &mut String, routing: &Routing<'_>, target: &Target) {
         target.timeout().as_secs()
     );
     let policies: &[String] = &match target.class.key {
-        Key::Room if routing.is_keyed(target, Key::Room) => routing
-            .rooms
-            .values()
-            .flatten()
-            .map(|path| {
-                // Envoy decodes nothing. The part of a room ID between the sigil and the colon needs no encoding, so
-                // taking that alone gives a room one key in whatever way its sigil and colon are spelt.
-                rewritten(":path", &format!("^{path}/(?:!|#|%21|%23)?([^/?:%]*).*$"))
-            })
-            .collect::<Vec<_>>(),
+        Key::Room if routing.is_keyed(target, Key::Room) => {
+            // Envoy decodes nothing. The part of a room ID between the sigil and the colon needs no encoding, so taking
+            // that alone gives a room one key in whatever way its sigil and colon are spelt.
+            let paths: Vec<_> = routing.rooms.values().flatten().map(String::as_str).collect();
+            vec![rewritten(
+                ":path",
+                &format!("^(?:{})/(?:!|#|%21|%23)?([^/?:%]*).*$", paths.join("|")),
+                r"\1",
+            )]
+        }
         Key::User if routing.is_keyed(target, Key::User) => vec![
-            rewritten("authorization", r"^[Bb][Ee][Aa][Rr][Ee][Rr] +(?:syt_([^_]+)_[^_]*_.*|(.*))$"),
+            rewritten("authorization", r"^[Bb][Ee][Aa][Rr][Ee][Rr] +(?:syt_([^_]+)_[^_]*_.*|(.*))$", r"\1\2"),
             "query_parameter: { name: access_token }".to_owned(),
         ],
         Key::Origin if routing.is_keyed(target, Key::Origin) => vec![
             rewritten(
                 "authorization",
                 r#"^[Xx]-[Mm][Aa][Tt][Rr][Ii][Xx][ \t](?:.*[ \t,])?[Oo]rigin[ \t]*=[ \t]*"?([^", \t]+).*$"#,
+                r"\1",
             ),
             "connection_properties: { source_ip: true }".to_owned(),
         ],
@@ -302,11 +313,11 @@ fn forward(out: &mut String, routing: &Routing<'_>, target: &Target) {
 }
 
 /// A hash policy: a header's value, rewritten.
-fn rewritten(header: &str, regex: &str) -> String {
+fn rewritten(header: &str, regex: &str, substitution: &str) -> String {
     format!(
         "header: {{ header_name: \"{header}\", regex_rewrite: {{ pattern: {{ regex: {} }}, substitution: {} }} }}\n                    terminal: true",
         quoted(regex),
-        quoted(if regex.contains("|(") { r"\1\2" } else { r"\1" })
+        quoted(substitution)
     )
 }
 
@@ -321,7 +332,8 @@ fn filters(out: &mut String) {
               max_request_bytes: {}
           - name: envoy.filters.http.router
             typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"#,
+              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+              suppress_envoy_headers: true"#,
         answers::MAX_REQUEST_BYTES
     );
 }
@@ -333,8 +345,6 @@ fn cluster_of(routing: &Routing<'_>, target: &Target) -> String {
 }
 
 fn cluster(out: &mut String, pool: &Pool) {
-    let named =
-        pool.instances.iter().any(|(_, a)| matches!(a, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err()));
     let policy = match pool.balance {
         Balance::HashRoom | Balance::HashUser | Balance::HashOrigin => "RING_HASH",
         Balance::LeastConnections => "LEAST_REQUEST",
@@ -382,7 +392,7 @@ fn cluster(out: &mut String, pool: &Pool) {
       endpoints:
       - lb_endpoints:"#,
         name = pool.name,
-        kind = if named { "STRICT_DNS" } else { "STATIC" },
+        kind = if pool.named() { "STRICT_DNS" } else { "STATIC" },
         connect = answers::CONNECT_TIMEOUT.as_secs(),
         timeout = answers::HEALTH_TIMEOUT.as_secs(),
         interval = answers::HEALTH_INTERVAL.as_secs(),

