@@ -112,9 +112,10 @@ impl Program {
             let directory = tempfile::tempdir().expect("a directory");
             for trust in [false, true] {
                 let stack = format!(
-                    "server_name: example.org\npreset: {preset}\ndata_dir: {}\nlisten: {{ address: '127.0.0.1:1', \
+                    "server_name: example.org\npreset: {preset}\ndata_dir: {}\nlisten: {{ address: '{}', \
                      admin_api: {trust}, trust_forwarded_for: {trust} }}\n{more}",
-                    directory.path().display()
+                    directory.path().display(),
+                    if trust { "[::]:9" } else { "127.0.0.1:9" },
                 );
                 let file = self.render(directory.path(), &stack);
                 // HAProxy says that these hosts do not exist.
@@ -142,10 +143,9 @@ impl Program {
         let file = directory.join("nginx.conf");
         let at = directory.display();
         let user = if nix::unistd::Uid::effective().is_root() { "user root;" } else { "" };
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|what| format!("    {what}_temp_path {at}/{what};\n"))
-            .collect();
+            .concat();
         let text = format!(
             "{user}\ndaemon off;\nworker_processes 2;\npid {at}/nginx.pid;\nerror_log {at}/error.log info;\nevents {{}}\n\
              http {{\n    access_log off;\n{temporary}    include {};\n}}\n",

@@ -1,6 +1,7 @@
 //! A client that sends just what it is told.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
@@ -59,10 +60,10 @@ impl Client {
     ) -> Response {
         let mut message = format!("{method} {target} HTTP/1.1\r\nHost: matrix.example.org\r\n");
         for (name, value) in headers {
-            message.push_str(&format!("{name}: {value}\r\n"));
+            let _ = write!(message, "{name}: {value}\r\n");
         }
         if !body.is_empty() {
-            message.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            let _ = write!(message, "Content-Length: {}\r\n", body.len());
         }
         message.push_str("\r\n");
         let mut message = message.into_bytes();
@@ -74,14 +75,13 @@ impl Client {
 
     /// Sends bytes and reads a response; nothing if the connection turns out to be closed.
     pub(crate) fn exchange(&mut self, is_head: bool, message: &[u8]) -> Option<Response> {
-        let mut reader = match self.connection.take() {
-            Some(reader) => reader,
-            None => {
-                let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
-                stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a stream");
-                let _ = stream.set_nodelay(true);
-                BufReader::new(stream)
-            }
+        let mut reader = if let Some(reader) = self.connection.take() {
+            reader
+        } else {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a stream");
+            let _ = stream.set_nodelay(true);
+            BufReader::new(stream)
         };
         // A proxy that refuses a body need not read it to the end; its answer is there all the same.
         let _ = reader.get_mut().write_all(message);

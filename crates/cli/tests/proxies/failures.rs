@@ -11,7 +11,12 @@ pub(crate) fn nothing_is_done_twice(bench: &Bench) {
         ("POST", "/_matrix/client/v3/search"),
         ("POST", "/_matrix/client/v3/rooms/!a:b/leave"),
         ("POST", "/_matrix/client/v3/createRoom"),
+        ("PUT", "/_matrix/client/v3/rooms/!a:b/send/m.room.message/1"),
     ] {
+        if method == "PUT" && bench.name == "nginx" {
+            // nginx holds that a PUT may be sent again.
+            continue;
+        }
         bench.seen();
         let response = bench.client().send(method, target, &[(DROP, "1")]);
         assert!(matches!(response.status, 502 | 503), "{}: {response:?}", bench.name);

@@ -70,7 +70,7 @@ layered_runtime:
 static_resources:
   listeners:
   - name: matrix
-    address: {{ socket_address: {{ address: {host}, port_value: {port} }} }}
+    address: {{ socket_address: {{ address: "{host}", port_value: {port}{both} }} }}
     per_connection_buffer_limit_bytes: 65536
     filter_chains:
     - filters:
@@ -94,20 +94,19 @@ static_resources:
             max_headers_count: 100{mutation}
           local_reply_config:
             mappers:"#,
+        // All addresses, of IPv4 too.
+        both = if host == "::" { ", ipv4_compat: true" } else { "" },
         head = answers::HEAD_TIMEOUT.as_secs(),
         idle = answers::IDLE_TIMEOUT.as_secs(),
-        longest = routing.targets.iter().map(|target| target.timeout()).max().unwrap_or_default().as_secs(),
+        longest = routing.targets.iter().map(Target::timeout).max().unwrap_or_default().as_secs(),
     );
-    let unavailable = error("M_UNKNOWN", "No process of the homeserver can answer now");
-    for (status, body) in [
-        (413, error("M_TOO_LARGE", "The request is too large")),
-        (502, unavailable.clone()),
-        (503, unavailable.clone()),
-        (504, unavailable),
+    for (compare, status, body) in [
+        ("EQ", 413, error("M_TOO_LARGE", "The request is too large")),
+        ("GE", 500, error("M_UNKNOWN", "No process of the homeserver can answer now")),
     ] {
         line!(
             out,
-            "            - filter: {{ status_code_filter: {{ comparison: {{ op: EQ, value: {{ default_value: {status}, runtime_key: none }} }} }} }}
+            "            - filter: {{ status_code_filter: {{ comparison: {{ op: {compare}, value: {{ default_value: {status}, runtime_key: none }} }} }} }}
               body_format_override:
                 text_format_source: {{ inline_string: {} }}
                 content_type: application/json
@@ -162,7 +161,7 @@ fn routes(out: &mut String, routing: &Routing<'_>) {
         forwarded = if routing.stack.listen.trust_forwarded_for { "" } else { FORWARDED },
     );
     let hidden = Pattern {
-        methods: &[],
+        methods: Vec::new(),
         paths: vec![pattern::DOTS.to_owned()],
         query: None,
         outcome: Outcome::NotFound,

@@ -32,7 +32,7 @@ pub fn haproxy(topology: &Topology, matcher: &Matcher) -> String {
 
 fn defaults(out: &mut String, routing: &Routing<'_>) {
     // HAProxy counts this while a request waits for Synapse as well.
-    let longest = routing.targets.iter().map(|target| target.timeout()).max().unwrap_or_default();
+    let longest = routing.targets.iter().map(Target::timeout).max().unwrap_or_default();
     line!(
         out,
         "
@@ -103,7 +103,7 @@ frontend matrix
         for path in &pattern.paths {
             line!(out, "    acl path_{number} path_reg {}", whole(path));
         }
-        let methods = match pattern.methods {
+        let methods = match &pattern.methods[..] {
             [] => String::new(),
             methods => format!(" {{ method {} }}", methods.join(" ")),
         };
@@ -188,10 +188,10 @@ fn limits(out: &mut String, routing: &Routing<'_>) {
 
 /// What requests are spread by.
 fn keys(out: &mut String, routing: &Routing<'_>) {
-    line!(
-        out,
-        "\n    # What requests are spread by, where processes are chosen by it; anything where there is nothing."
-    );
+    if !routing.pools.iter().any(Pool::hashed) {
+        return;
+    }
+    line!(out, "\n    # What requests are spread by; anything where there is nothing.");
     line!(out, "    http-request set-var(txn.key) uuid");
     let keyed = |key| {
         let mut targets = routing.sorted_targets();
@@ -310,5 +310,7 @@ fn quoted(text: &str) -> String {
 
 /// The headers of an answer of one's own.
 fn cors() -> String {
-    answers::CORS.iter().map(|(name, value)| format!(" hdr {name} {}", quoted(value))).collect()
+    answers::CORS
+        .iter()
+        .fold(String::new(), |out, (name, value)| format!("{out} hdr {name} {}", quoted(value)))
 }

@@ -52,7 +52,7 @@ enum Outcome {
 #[derive(Clone, Debug)]
 struct Pattern {
     /// The methods; none for all.
-    methods: &'static [&'static str],
+    methods: Vec<&'static str>,
     /// Regular expressions, of which one has to fit the whole path.
     paths: Vec<String>,
     /// A regular expression that has to fit the whole query, which has to be there.
@@ -125,7 +125,15 @@ struct Routing<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Choice {
     target: usize,
-    initial: Option<(&'static str, Option<(&'static str, &'static str)>, usize)>,
+    initial: Option<ByQuery>,
+}
+
+/// Another target, unless the query has a parameter, and even then if another has a value.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ByQuery {
+    unless: &'static str,
+    or_if: Option<(&'static str, &'static str)>,
+    target: usize,
 }
 
 /// For each method, and for all others.
@@ -158,7 +166,7 @@ impl<'a> Routing<'a> {
         routing.add_rules(topology, matcher, &rules);
         let unknown = routing.target(topology, matcher, matcher.unknown());
         routing.patterns.push(Pattern {
-            methods: &[],
+            methods: Vec::new(),
             paths: matcher.open_places().map(pattern::below).collect(),
             query: None,
             outcome: Outcome::Forward(unknown),
@@ -179,8 +187,8 @@ impl<'a> Routing<'a> {
         let [client, server] =
             ["client", "server"].map(|which| pattern::below(&[".well-known", "matrix", which]));
         let get = methods(Method::Get);
-        let mut add = |methods, paths, outcome| {
-            self.patterns.push(Pattern { methods, paths, query: None, outcome });
+        let mut add = |methods: &[&'static str], paths, outcome| {
+            self.patterns.push(Pattern { methods: methods.to_vec(), paths, query: None, outcome });
         };
         let own = ["/".to_owned(), client.clone(), server.clone()];
         add(&["OPTIONS"], matcher.open_places().map(pattern::below).chain(own).collect(), Outcome::Preflight);
@@ -211,9 +219,8 @@ impl<'a> Routing<'a> {
             for choice in by_method {
                 if !done.contains(&choice) {
                     let same = Method::ALL.into_iter().filter(|m| by_method[*m as usize] == choice);
-                    for method in same {
-                        self.add_choice(methods(method), &paths, choice);
-                    }
+                    let methods: Vec<_> = same.flat_map(methods).copied().collect();
+                    self.add_choice(&methods, &paths, choice);
                     done.push(choice);
                 }
             }
@@ -221,21 +228,21 @@ impl<'a> Routing<'a> {
         }
     }
 
-    fn add_choice(&mut self, methods: &'static [&'static str], paths: &[String], choice: Choice) {
+    fn add_choice(&mut self, methods: &[&'static str], paths: &[String], choice: Choice) {
         let mut add = |query, target| {
             self.patterns.push(Pattern {
-                methods,
+                methods: methods.to_vec(),
                 paths: paths.to_vec(),
                 query,
                 outcome: Outcome::Forward(target),
             });
         };
-        let Some((unless, or_if, initial)) = choice.initial else { return add(None, choice.target) };
-        if let Some((name, value)) = or_if {
-            add(Some(pattern::query_value(name, value)), initial);
+        let Some(initial) = choice.initial else { return add(None, choice.target) };
+        if let Some((name, value)) = initial.or_if {
+            add(Some(pattern::query_value(name, value)), initial.target);
         }
-        add(Some(pattern::query_has(unless)), choice.target);
-        add(None, initial);
+        add(Some(pattern::query_has(initial.unless)), choice.target);
+        add(None, initial.target);
     }
 
     fn choices(&mut self, topology: &Topology, matcher: &Matcher, rule: &Rule<'_>) -> Choices {
@@ -243,8 +250,10 @@ impl<'a> Routing<'a> {
             let route = rule.route(method);
             Choice {
                 target: self.target(topology, matcher, route),
-                initial: matcher.initial_of(route).map(|initial| {
-                    (initial.unless, initial.or_if, self.target(topology, matcher, initial.route))
+                initial: matcher.initial_of(route).map(|initial| ByQuery {
+                    unless: initial.unless,
+                    or_if: initial.or_if,
+                    target: self.target(topology, matcher, initial.route),
                 }),
             }
         };
@@ -348,6 +357,11 @@ impl<'a> Routing<'a> {
             Outcome::WellKnownServer => "well_known_server",
             Outcome::Forward(target) => &self.targets[target].name,
         }
+    }
+
+    /// Whether some pool's requests are spread so.
+    fn spreads(&self, by: Balance) -> bool {
+        self.pools.iter().any(|pool| pool.balance == by)
     }
 
     /// Whether requests of this target are spread by this key somewhere.

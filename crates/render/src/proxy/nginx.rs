@@ -64,7 +64,7 @@ map \"$request_method $request_uri\" $matrix_request {{
                 line!(out, "    # {}", describe(routing, &routing.targets[target]));
             }
         }
-        let methods = match pattern.methods {
+        let methods = match &pattern.methods[..] {
             [] => "[A-Z]+".to_owned(),
             [one] => (*one).to_owned(),
             many => format!("(?:{})", many.join("|")),
@@ -95,19 +95,23 @@ fn describe(routing: &Routing<'_>, target: &Target) -> String {
 
 /// What requests are spread by.
 fn keys(out: &mut String, routing: &Routing<'_>) {
-    line!(
-        out,
-        "
-# What requests are spread by. The room comes from the decoded path, so that its spelling does not matter.
+    if routing.spreads(Balance::HashRoom) {
+        line!(
+            out,
+            "
+# The room, from the decoded path, so that its spelling does not matter.
 map $matrix_path $matrix_room {{
     default $request_id;"
-    );
-    for path in routing.rooms.values().flatten() {
-        line!(out, "    \"~^{path}/(?<matrix_room_id>[^/]*)\" $matrix_room_id;");
+        );
+        for path in routing.rooms.values().flatten() {
+            line!(out, "    \"~^{path}/(?<matrix_room_id>[^/]*)\" $matrix_room_id;");
+        }
+        line!(out, "}}");
     }
-    line!(
-        out,
-        r#"}}
+    if routing.spreads(Balance::HashUser) {
+        line!(
+            out,
+            r#"
 # The user's name from a token of Synapse's own kind, else the token.
 map $http_authorization $matrix_token {{
     default "";
@@ -118,13 +122,24 @@ map $matrix_token $matrix_user {{
     default $matrix_token;
     "" $request_id;
     "~^syt_(?<matrix_localpart>[^_]+)_[^_]*_" $matrix_localpart;
-}}
+}}"#
+        );
+    }
+    if routing.spreads(Balance::HashOrigin) {
+        line!(
+            out,
+            r#"
 # The server that signed the request, else the client's address.
 map $http_authorization $matrix_origin {{
     default {client};
     "~*^x-matrix[ \t](?:.*[ \t,])?origin[ \t]*=[ \t]*\"?(?<matrix_server>[^\", \t]+)" $matrix_server;
-}}
-
+}}"#,
+            client = if routing.stack.listen.trust_forwarded_for { "$matrix_client" } else { "$remote_addr" },
+        );
+    }
+    line!(
+        out,
+        r#"
 # Whether an attempt may be followed by one at another role: nothing was sent, or the method is safe and the process
 # went away. nginx itself looks at this as well before it tries another process of the same role, but counts PUT and
 # DELETE among what may be sent again, as HTTP does.
@@ -133,8 +148,7 @@ map "$request_method $upstream_bytes_sent $upstream_status" $matrix_spent {{
     default yes;
     "~^[A-Z]+ [-0,: ]* [-0-9,: ]*$" no;
     "~^(?:GET|HEAD) .*502$" no;
-}}"#,
-        client = if routing.stack.listen.trust_forwarded_for { "$matrix_client" } else { "$remote_addr" },
+}}"#
     );
     if routing.stack.listen.trust_forwarded_for {
         line!(
@@ -186,7 +200,7 @@ fn server(out: &mut String, routing: &Routing<'_>) {
         out,
         "
 server {{
-    listen {address};
+    listen {address}{both};
     server_name {name};
 
     merge_slashes off;
@@ -220,7 +234,9 @@ server {{
     set $matrix_path $uri;
     rewrite ^ {INNER}$matrix_route last;",
         address = listen.address,
-        name = host(routing),
+        // All addresses, of IPv4 too.
+        both = if listen.address.starts_with("[::]") { " ipv6only=off" } else { "" },
+        name = host(&routing.stack.base_url()),
         head = answers::HEAD_TIMEOUT.as_secs(),
         body = answers::BODY_STALL.as_secs(),
         most = answers::MAX_REQUEST_BYTES,
@@ -238,13 +254,10 @@ server {{
 }
 
 /// The name under which clients reach the server.
-fn host(routing: &Routing<'_>) -> String {
-    let url = routing.stack.base_url();
-    let authority = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    let own = routing.stack.server_name.to_string();
-    let own = own.rsplit_once(':').map_or(own.as_str(), |(host, _)| host);
-    if host == own { host.to_owned() } else { format!("{host} {own}") }
+fn host(url: &str) -> &str {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let port = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    port.map_or(authority, |(host, _)| host)
 }
 
 fn own_answers(out: &mut String, routing: &Routing<'_>) {

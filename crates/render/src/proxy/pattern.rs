@@ -44,9 +44,8 @@ fn spelt(word: &str) -> String {
 
 /// Paths that begin with these segments, spelt in any way.
 pub(super) fn below(place: &[&str]) -> String {
-    let mut out: String = place.iter().map(|word| format!("/{}", spelt(word))).collect();
-    out.push_str("(?:/[^?]*)?");
-    out
+    let words: Vec<_> = place.iter().map(|word| spelt(word)).collect();
+    format!("/{}(?:/[^?]*)?", words.join("/"))
 }
 
 /// Paths that mention one of the places that are never forwarded.
@@ -67,8 +66,9 @@ pub(super) fn query_value(name: &str, value: &str) -> String {
 /// Whether some path fits both.
 pub(super) fn share_a_path(a: &[Segment<'_>], b: &[Segment<'_>]) -> bool {
     match (a.split_first(), b.split_first()) {
-        (None, None) => true,
-        (Some((Segment::Rest(_), _)), Some(_)) | (Some(_), Some((Segment::Rest(_), _))) => true,
+        (None, None) | (Some((Segment::Rest(_), _)), Some(_)) | (Some(_), Some((Segment::Rest(_), _))) => {
+            true
+        }
         (Some((first, a)), Some((second, b))) => {
             let alike = match (first, second) {
                 (Segment::Literal(first), Segment::Literal(second)) => first == second,
@@ -130,7 +130,7 @@ fn split(template: &[Segment<'_>]) -> (Head, Vec<String>) {
         let number = segments.remove(3);
         segments[2] = format!("api/{number}");
     }
-    let base: String = segments.iter().take(2).map(|segment| format!("/{segment}")).collect();
+    let base = format!("/{}", segments[..segments.len().min(2)].join("/"));
     match segments.len() {
         0..=2 => ((base, None, None), Vec::new()),
         3 => ((base, None, Some(segments.swap_remove(2))), Vec::new()),

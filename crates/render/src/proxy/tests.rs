@@ -212,6 +212,49 @@ proptest! {
     }
 }
 
+/// A template of few words, so that templates share paths.
+fn template() -> impl Strategy<Value = String> {
+    let segment = prop::sample::select(&["a", "b", "{x}", "{y+}"][..]);
+    let rest = prop::sample::select(&["", "", "", "/{rest...}"][..]);
+    (prop::collection::vec(segment, 1..4), rest)
+        .prop_map(|(segments, rest)| format!("/_matrix/client/v3/{}{rest}", segments.join("/")))
+}
+
+/// A table that no Synapse has.
+fn table() -> impl Strategy<Value = Table> {
+    let by = prop::sample::select(&[r#""main""#, r#""main", "worker""#][..]);
+    let method = prop::sample::select(&["GET", "POST", "PUT", "DELETE"][..]);
+    prop::collection::btree_map((template(), method), by, 1..12).prop_map(|endpoints| {
+        let list: Vec<_> = endpoints
+            .iter()
+            .map(|((path, method), by)| {
+                format!(r#"{{"method": "{method}", "path": "{path}", "by": [{by}], "handler": "X"}}"#)
+            })
+            .collect();
+        let text = format!(r#"{{"synapse": "1.2.3", "endpoints": [{}]}}"#, list.join(","));
+        Table::parse(&text).expect("a table")
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the templates have in common: today's tables have little.
+    #[test]
+    fn templates_that_share_paths_are_tried_in_the_matcher_s_order(
+        table in table(),
+        paths in prop::collection::vec(prop::collection::vec(prop::sample::select(&["a", "b", "c", ""][..]), 1..5), 30),
+    ) {
+        let matcher = Matcher::compile(&table, &FULL.0, &Options::default()).expect("a matcher");
+        let reader = Reader::new(&FULL.0, &matcher);
+        for path in paths {
+            for method in METHODS {
+                reader.check(&matcher, method, &format!("/_matrix/client/v3/{}", path.join("/")));
+            }
+        }
+    }
+}
+
 #[test]
 fn dots_and_private_places_are_found_in_every_spelling() {
     let (dots, private) = (whole(pattern::DOTS), whole(&pattern::private()));
