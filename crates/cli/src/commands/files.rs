@@ -10,10 +10,10 @@ use model::Topology;
 use render::RenderedFile;
 use routes::Matcher;
 
-use crate::args::{Configure, OutFile, Render};
+use crate::args::{Configure, Proxy, Render};
 use crate::place::Place;
 
-pub(crate) fn render(place: &Place, what: &Render) -> anyhow::Result<()> {
+pub(crate) fn render(place: Place, what: &Render) -> anyhow::Result<()> {
     match what {
         Render::Synapse { out } => {
             let files = render::synapse(&place.plan()?, &place.layout);
@@ -28,7 +28,10 @@ pub(crate) fn render(place: &Place, what: &Render) -> anyhow::Result<()> {
 }
 
 /// Another proxy's configuration. It holds no secrets, and that proxy runs as another user, so all may read it.
-fn proxy(place: &Place, to: &OutFile, render: fn(&Topology, &Matcher) -> String) -> anyhow::Result<()> {
+fn proxy(mut place: Place, to: &Proxy, render: fn(&Topology, &Matcher) -> String) -> anyhow::Result<()> {
+    if let Some(listen) = &to.listen {
+        place.loaded.stack.listen.address.clone_from(listen);
+    }
     let topology = place.plan()?;
     let text = render(&topology, &super::routes::matcher(&topology)?);
     let Some(out) = &to.out else { return super::print(&text) };

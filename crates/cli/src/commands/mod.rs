@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
-        Command::Render(render) => files::render(&Place::find(stack)?, render)?,
+        Command::Render(render) => files::render(Place::find(stack)?, render)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
         Command::Schema => {

@@ -36,7 +36,10 @@ fn defaults(out: &mut String, routing: &Routing<'_>) {
     line!(
         out,
         "
-# As many connections as the limit of open files (`ulimit -n`) lets it have; a few 10 000 do no harm.
+global
+    # A request's head and what is added to it have to fit. There is no `maxconn`: HAProxy takes as many connections as
+    # the limit of open files (`ulimit -n`) lets it have.
+    tune.bufsize 32768
 
 defaults
     mode http
