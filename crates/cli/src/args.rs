@@ -193,6 +193,23 @@ pub(crate) enum Render {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// The router's work for nginx: a file for its `http` block
+    Nginx(Proxy),
+    /// The router's work for HAProxy: a whole file
+    Haproxy(Proxy),
+    /// The router's work for Envoy: a whole file
+    Envoy(Proxy),
+}
+
+/// Another proxy's configuration.
+#[derive(Debug, Args)]
+pub(crate) struct Proxy {
+    /// The file to write to [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Where the proxy listens, above the router's address in the stack file
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<String>,
 }
 
 /// `configure`.

@@ -3,11 +3,13 @@
 //! Pure functions from a planned [`model::Topology`] to text. Nothing here touches the outside world, and the same
 //! topology always gives the same bytes, so that a changed file means a changed configuration.
 
+mod proxy;
 mod synapse;
 mod yaml;
 
 use std::path::PathBuf;
 
+pub use proxy::{envoy, haproxy, nginx};
 pub use synapse::{config_args, synapse, synapse_instance};
 
 /// A file for another program to read.

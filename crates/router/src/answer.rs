@@ -3,34 +3,19 @@
 use std::io::Write as _;
 
 use bytes::Bytes;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER,
-};
+use http::header::{ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use routes::answers;
 use serde_json::json;
 
 use crate::failure::Failure;
 use crate::http1::line;
 
-/// The headers that the client-server API recommends ("Web Browser Clients"), and those that Synapse allows or shows
-/// beyond them: `Date`; `If-Match`, `If-None-Match` and `ETag` for rendezvous sessions (MSC4108); its trace ID.
+/// The headers that let web clients read an answer.
 pub(crate) fn cors(headers: &mut HeaderMap) {
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-    );
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static(
-            "X-Requested-With, Content-Type, Authorization, Date, If-Match, If-None-Match",
-        ),
-    );
-    headers.insert(
-        ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("Synapse-Trace-Id, Server, ETag, Retry-After"),
-    );
+    for (name, value) in answers::CORS {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
 }
 
 /// A JSON document.
@@ -47,17 +32,15 @@ pub(crate) fn preflight() -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     cors(response.headers_mut());
-    response.headers_mut().insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    response
+        .headers_mut()
+        .insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(answers::PREFLIGHT_MAX_AGE));
     response
 }
 
 /// The page at `/`, for people who open the homeserver's address in a browser.
 pub(crate) fn landing() -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from_static(
-        b"<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Matrix homeserver</title>\
-          <h1>A Matrix homeserver</h1><p>This address is for Matrix clients: enter it as the homeserver in yours. \
-          <a href=\"/_matrix/client/versions\">What it speaks</a>.</p></html>\n",
-    ));
+    let mut response = Response::new(Bytes::from_static(answers::LANDING.as_bytes()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
 }

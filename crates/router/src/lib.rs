@@ -4,7 +4,7 @@
 //! endpoint table names, over TCP or a unix socket. What it works by is an immutable [`Snapshot`] that [`Router::reload`]
 //! replaces whole. `docs/router.md` says what clients, operators and dashboards may rely on.
 //!
-//! Deciding (`key`, `balance`, `failure`, `headers`, `well_known`, and the crate `routes`) and reading HTTP (`http1`) is
+//! Deciding (`key`, `balance`, `failure`, `headers`, and the crate `routes`) and reading HTTP (`http1`) is
 //! pure. `engine` runs a thread for each core, each with its own connections (`client`, `upstream`) over `stream`s that
 //! `io_uring` or epoll moves; `proxy` is the life of a request. `front` accepts connections and hands them to the threads.
 
@@ -33,7 +33,6 @@ mod state;
 mod stream;
 mod timer;
 mod upstream;
-mod well_known;
 mod whoami;
 
 use std::future::Future;
@@ -54,9 +53,8 @@ pub use engine::Transport;
 pub use failure::{Blame, Failure};
 pub use front::Listener;
 pub use instance::InstanceState;
-pub use settings::{MAX_REQUEST_BYTES, Settings};
+pub use settings::Settings;
 pub use snapshot::{Snapshot, SnapshotError};
-pub use well_known::{WellKnownDocuments, well_known};
 
 use engine::Engine;
 use front::Purpose;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use routes::{Class, ClassId, Closed, Decision, Forward, WellKnown};
+use routes::{Class, Closed, Decision, Forward, WellKnown};
 use tokio::time::Instant;
 
 use crate::answer;
@@ -269,9 +269,6 @@ impl Exchange<'_> {
             Decision::Landing => Ok(Decided::Here(answer::landing())),
             Decision::WellKnown(document) => self.well_known(active, document).map(Decided::Here),
             Decision::Closed(kind) => closed(kind),
-            Decision::NotFound if self.head.method == Method::OPTIONS => {
-                Ok(Decided::Here(answer::preflight()))
-            }
             Decision::NotFound => Err(Failure::NotFound),
         }
     }
@@ -408,10 +405,6 @@ enum Decided<'m> {
 
 /// What bounds the reading of a request body of this class.
 fn bounds(class: &Class, settings: &Settings) -> Bounds {
-    let max = if class.id == ClassId::MediaUpload {
-        settings.max_upload_bytes.max(settings.max_body_bytes)
-    } else {
-        settings.max_body_bytes
-    };
+    let max = class.max_body(settings.max_upload_bytes, settings.max_body_bytes);
     Bounds { max, buffer: settings.buffer_bytes, stall: settings.body_stall }
 }

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use model::Stack;
-
-/// Synapse's limit for request bodies that are not uploads: 200 events of 64 KiB (`MAX_REQUEST_SIZE` in
-/// `synapse/api/constants.py`). A full federation transaction fits.
-pub const MAX_REQUEST_BYTES: u64 = 200 * 65_536;
+use routes::answers;
 
 /// Limits, timeouts and patience of a router.
 ///
@@ -25,12 +22,11 @@ pub struct Settings {
     pub max_head_bytes: usize,
     /// The most header lines of a request. More get 431.
     pub max_headers: usize,
-    /// From a request's first byte to the end of its headers.
+    /// [`answers::HEAD_TIMEOUT`].
     pub head_timeout: Duration,
-    /// How long a connection may be open without a request. Longer than the 60 s after which common load balancers
-    /// close theirs, so that it is never the router that closes a connection under a request.
+    /// [`answers::IDLE_TIMEOUT`].
     pub idle_timeout: Duration,
-    /// How long a client may send nothing while its request body is awaited.
+    /// [`answers::BODY_STALL`].
     pub body_stall: Duration,
     /// How long a client may read nothing while response bytes wait for it.
     pub write_stall: Duration,
@@ -43,9 +39,9 @@ pub struct Settings {
     /// nothing and the request can be sent again; longer ones with a length are streamed. In bytes.
     pub buffer_bytes: usize,
 
-    /// How long connecting to an instance may take.
+    /// [`answers::CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
-    /// How long a connection to an instance is kept without a request. Synapse closes its own after 60 s.
+    /// [`answers::UPSTREAM_IDLE`].
     pub upstream_idle: Duration,
     /// The most idle connections kept to each instance.
     pub upstream_idle_max: usize,
@@ -59,7 +55,7 @@ pub struct Settings {
 
     /// The most requests that wait for a place, for each class and role. More get 429.
     pub queue_length: usize,
-    /// How long a request waits for a place before it gets 429.
+    /// How long a request waits for a place before it gets 429: [`answers::QUEUE_TIMEOUT`].
     pub queue_timeout: Duration,
 
     /// The most requests of each role that wait for an instance that is about to come back. More get 503.
@@ -71,11 +67,11 @@ pub struct Settings {
     /// For how long an instance that went away counts as about to come back.
     pub restart_grace: Duration,
 
-    /// Time between health checks of an instance that is well.
+    /// Time between health checks of an instance that is well: [`answers::HEALTH_INTERVAL`].
     pub health_interval: Duration,
     /// Time between health checks of an instance that is not.
     pub health_interval_down: Duration,
-    /// How long a health check may take. A busy Synapse answers late: its interpreter runs one thing at a time.
+    /// [`answers::HEALTH_TIMEOUT`].
     pub health_timeout: Duration,
     /// How many health checks in a row must time out before the instance counts as sick. A refused connection
     /// counts at once.
@@ -103,29 +99,29 @@ impl Default for Settings {
             max_connections: 20_000,
             max_head_bytes: 32 << 10,
             max_headers: 100,
-            head_timeout: Duration::from_secs(15),
-            idle_timeout: Duration::from_secs(90),
-            body_stall: Duration::from_secs(30),
+            head_timeout: answers::HEAD_TIMEOUT,
+            idle_timeout: answers::IDLE_TIMEOUT,
+            body_stall: answers::BODY_STALL,
             write_stall: Duration::from_secs(60),
-            max_body_bytes: MAX_REQUEST_BYTES,
+            max_body_bytes: answers::MAX_REQUEST_BYTES,
             max_upload_bytes: 50 << 20,
             buffer_bytes: 64 << 10,
-            connect_timeout: Duration::from_secs(2),
-            upstream_idle: Duration::from_secs(30),
+            connect_timeout: answers::CONNECT_TIMEOUT,
+            upstream_idle: answers::UPSTREAM_IDLE,
             upstream_idle_max: 64,
             max_response_time: Duration::from_secs(900),
             response_stall: Duration::from_secs(120),
             attempts: 3,
             queue_length: 128,
-            queue_timeout: Duration::from_secs(5),
+            queue_timeout: answers::QUEUE_TIMEOUT,
             max_waiting: 512,
             patience: Duration::from_secs(15),
             fallback_patience: Duration::from_secs(2),
             restart_grace: Duration::from_secs(20),
-            health_interval: Duration::from_secs(1),
+            health_interval: answers::HEALTH_INTERVAL,
             health_interval_down: Duration::from_millis(100),
-            health_timeout: Duration::from_secs(5),
-            health_failures: 3,
+            health_timeout: answers::HEALTH_TIMEOUT,
+            health_failures: answers::HEALTH_FAILURES,
             eject_after: 5,
             eject_for: Duration::from_secs(5),
             whoami_ttl: Duration::from_secs(3600),

@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{Address, Balance, ROLES, Role, Topology};
-use routes::{Features, Matcher, Route, Table};
+use routes::{Features, Matcher, Route, Table, well_known};
 
 use crate::instance::Instance;
 use crate::settings::Settings;
-use crate::well_known::well_known;
 
 /// The endpoint table, the instances and the settings that a router works by.
 pub struct Snapshot {

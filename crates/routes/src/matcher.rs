@@ -82,6 +82,11 @@ impl Route {
         self.template.is_some()
     }
 
+    /// Which segment of the path holds the room ID (or alias), counted from 0; there for [`Key::Room`].
+    pub fn room_segment(&self) -> Option<usize> {
+        self.room_segment
+    }
+
     /// The role that answers, while one of its instances can.
     pub fn primary(&self) -> Role {
         self.chain[0]
@@ -263,6 +268,28 @@ impl Matcher {
         &self.version
     }
 
+    /// The first segments, decoded, of what is forwarded: [`Matcher::place`] as a list.
+    pub(crate) fn open(&self) -> impl Iterator<Item = &'static [&'static str]> {
+        const OPEN: [&[&str]; 4] =
+            [&["_matrix"], &["_synapse", "client"], &["_synapse", "mas"], &["_synapse", "admin"]];
+        OPEN.into_iter().filter(|open| match open {
+            [_, "mas"] => self.mas,
+            [_, "admin"] => self.admin_open,
+            _ => true,
+        })
+    }
+
+    /// The routes of each leaf of the automaton: one for each method, and the one for all other methods.
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = ([Option<&Route>; 4], &Route)> {
+        let route = |index: u32| &self.routes[index as usize];
+        self.leaves.iter().map(move |leaf| (leaf.methods.map(|index| index.map(route)), route(leaf.any)))
+    }
+
+    /// What makes a request to this route an initial sync, and its route then.
+    pub(crate) fn initial(&self, route: &Route) -> Option<(InitialBy, &Route)> {
+        route.initial.map(|(by, index)| (by, &self.routes[index as usize]))
+    }
+
     /// Synapse hangs its parts below decoded segments, so what is closed must be closed in every spelling.
     fn place(&self, path: &str) -> Place {
         let Some(path) = path.strip_prefix('/') else { return Place::Nowhere };
@@ -421,13 +448,10 @@ fn segment_range(path: &str, wanted: usize) -> Option<Range<usize>> {
 }
 
 fn is_initial(by: InitialBy, query: &str) -> bool {
-    match by {
-        InitialBy::Since => {
-            parameter(query, "since").is_none()
-                || parameter(query, "full_state").is_some_and(|v| reads(v, "true"))
-        }
-        InitialBy::From => parameter(query, "from").is_none(),
-    }
+    parameter(query, by.unless()).is_none()
+        || by
+            .or_if()
+            .is_some_and(|(name, wanted)| parameter(query, name).is_some_and(|value| reads(value, wanted)))
 }
 
 /// The first value of a query's parameter, found as Twisted does: `;` separates like `&`, a name without `=` is none,

@@ -585,6 +585,22 @@ impl InitialBy {
             _ => None,
         }
     }
+
+    /// The parameter without which it is one.
+    pub(crate) const fn unless(self) -> &'static str {
+        match self {
+            Self::Since => "since",
+            Self::From => "from",
+        }
+    }
+
+    /// The parameter that makes it one with this value, even so.
+    pub(crate) const fn or_if(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Since => Some(("full_state", "true")),
+            Self::From => None,
+        }
+    }
 }
 
 impl Rule {

@@ -6,16 +6,37 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
+use model::Topology;
 use render::RenderedFile;
+use routes::Matcher;
 
-use crate::args::Configure;
+use crate::args::{Configure, Proxy, Render};
 use crate::place::Place;
 
-pub(crate) fn render_synapse(place: &Place, out: &Path) -> anyhow::Result<()> {
-    let files = render::synapse(&place.plan()?, &place.layout);
-    write(out, &files)?;
-    eprintln!("wrote {} files to `{}`", files.len(), out.display());
-    Ok(())
+pub(crate) fn render(place: Place, what: &Render) -> anyhow::Result<()> {
+    match what {
+        Render::Synapse { out } => {
+            let files = render::synapse(&place.plan()?, &place.layout);
+            write(out, &files)?;
+            eprintln!("wrote {} files to `{}`", files.len(), out.display());
+            Ok(())
+        }
+        Render::Nginx(to) => proxy(place, to, render::nginx),
+        Render::Haproxy(to) => proxy(place, to, render::haproxy),
+        Render::Envoy(to) => proxy(place, to, render::envoy),
+    }
+}
+
+/// Another proxy's configuration. It holds no secrets, and that proxy runs as another user, so all may read it.
+fn proxy(mut place: Place, to: &Proxy, render: fn(&Topology, &Matcher) -> String) -> anyhow::Result<()> {
+    if let Some(listen) = &to.listen {
+        place.loaded.stack.listen.address.clone_from(listen);
+    }
+    let topology = place.plan()?;
+    let text = render(&topology, &super::routes::matcher(&topology)?);
+    let Some(out) = &to.out else { return super::print(&text) };
+    fs::write(out, text)
+        .with_context(|| format!("cannot write `{}`; choose another with `--out FILE`", out.display()))
 }
 
 pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ mod up;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::args::{Arguments, Command, Render};
+use crate::args::{Arguments, Command};
 use crate::place::Place;
 
 /// Runs a command.
@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
-        Command::Render(Render::Synapse { out }) => files::render_synapse(&Place::find(stack)?, out)?,
+        Command::Render(render) => files::render(Place::find(stack)?, render)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
         Command::Schema => {

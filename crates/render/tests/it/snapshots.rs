@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::stacks::{Case, case, hosts};
-use render::{config_args, synapse, synapse_instance};
+use render::{config_args, envoy, haproxy, nginx, synapse, synapse_instance};
+use routes::{Matcher, Options, Table};
 use serde_json::json;
 
 /// All files in one text.
@@ -61,6 +62,15 @@ fn everything_said() {
         },
     });
     insta::assert_snapshot!(files(&case("everything", Path::new("/data"), stack)));
+}
+
+#[test]
+fn other_proxies() {
+    let case = case("small", Path::new("/var/lib/matrix-stack/example.org"), json!({ "preset": "small" }));
+    let matcher = Matcher::compile(Table::newest(), &case.topology, &Options::default()).unwrap();
+    insta::assert_snapshot!("nginx", nginx(&case.topology, &matcher));
+    insta::assert_snapshot!("haproxy", haproxy(&case.topology, &matcher));
+    insta::assert_snapshot!("envoy", envoy(&case.topology, &matcher));
 }
 
 #[test]

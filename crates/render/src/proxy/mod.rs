@@ -1,0 +1,415 @@
+//! The router's decisions as configuration of other proxies, for people who keep their own.
+//!
+//! [`Routing`] turns the compiled matcher into an ordered list of patterns over the path *as it was sent*, the first
+//! that fits deciding, and the topology into pools of instances. Each proxy's module writes that down in its language
+//! and decides nothing itself.
+
+mod envoy;
+mod haproxy;
+mod nginx;
+mod pattern;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use model::{Address, Balance, Role, Stack, Topology};
+use routes::{Class, Key, Matcher, Method, Route, Rule, Segment, well_known};
+
+pub use envoy::envoy;
+pub use haproxy::haproxy;
+pub use nginx::nginx;
+
+/// Appends a line to a text. Writing to a string cannot fail.
+macro_rules! line {
+    ($out:expr) => { $out.push('\n') };
+    ($out:expr, $($arg:tt)*) => {{
+        use std::fmt::Write as _;
+        let _ = writeln!($out, $($arg)*);
+    }};
+}
+use line;
+
+/// What is done with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// As if nothing were there.
+    NotFound,
+    /// The answer to a CORS preflight.
+    Preflight,
+    /// The page at `/`.
+    Landing,
+    /// `/.well-known/matrix/client`.
+    WellKnownClient,
+    /// `/.well-known/matrix/server`.
+    WellKnownServer,
+    /// Forwarded to a target: an index of [`Routing::targets`].
+    Forward(usize),
+}
+
+/// Some requests, and what is done with them.
+#[derive(Clone, Debug)]
+struct Pattern {
+    /// The methods; none for all.
+    methods: Vec<&'static str>,
+    /// Regular expressions, of which one has to fit the whole path.
+    paths: Vec<String>,
+    /// A regular expression that has to fit the whole query, which has to be there.
+    query: Option<String>,
+    /// What is done.
+    outcome: Outcome,
+}
+
+/// Endpoints that are treated alike: a class, as far as the same processes can answer it.
+#[derive(Clone, Debug)]
+struct Target {
+    /// The class's name; with a number where a class has several targets.
+    name: String,
+    class: &'static Class,
+    chain: Box<[Role]>,
+    /// Who answers, best first: indices of [`Routing::pools`]. Those behind the first stand in for it.
+    pools: Vec<usize>,
+}
+
+impl Target {
+    fn timeout(&self) -> Duration {
+        self.class.timeout
+    }
+}
+
+/// The instances of a role, and how requests are spread over them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pool {
+    /// The role's name, with the key if they are spread by one.
+    name: String,
+    balance: Balance,
+    /// Names and addresses.
+    instances: Vec<(String, Address)>,
+    /// The most requests in flight at one instance: the highest cap of the classes that prefer it.
+    cap: u32,
+}
+
+impl Pool {
+    /// Whether instances are reached by the names of their hosts, rather than by addresses.
+    fn named(&self) -> bool {
+        let named = |host: &str| host.parse::<IpAddr>().is_err();
+        self.instances.iter().any(|(_, a)| matches!(a, Address::Tcp { host, .. } if named(host)))
+    }
+
+    fn hashed(&self) -> bool {
+        matches!(self.balance, Balance::HashRoom | Balance::HashUser | Balance::HashOrigin)
+    }
+}
+
+/// What is answered without asking Synapse.
+struct Answers {
+    client: String,
+    server: Option<String>,
+}
+
+/// What a proxy has to do.
+struct Routing<'a> {
+    stack: &'a Stack,
+    version: &'a str,
+    patterns: Vec<Pattern>,
+    targets: Vec<Target>,
+    pools: Vec<Pool>,
+    /// Regular expressions for the beginning of paths that hold a room, before the slash and the room's segment; by
+    /// that segment's index.
+    rooms: BTreeMap<usize, Vec<String>>,
+    answers: Answers,
+}
+
+/// How a request to a target is decided on: by the target alone, or by its query too.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Choice {
+    target: usize,
+    initial: Option<ByQuery>,
+}
+
+/// Another target, unless the query has a parameter, and even then if another has a value.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ByQuery {
+    unless: &'static str,
+    or_if: Option<(&'static str, &'static str)>,
+    target: usize,
+}
+
+/// For each method, and for all others.
+type Choices = ([Choice; 4], Choice);
+
+/// Rules that are decided alike, in a place of the order where that is all that counts.
+#[derive(Default)]
+struct Group<'m> {
+    templates: Vec<Vec<Segment<'m>>>,
+}
+
+impl<'a> Routing<'a> {
+    fn new(topology: &'a Topology, matcher: &'a Matcher) -> Self {
+        let stack = topology.stack();
+        let documents = well_known(stack);
+        let mut routing = Self {
+            stack,
+            version: matcher.version(),
+            patterns: Vec::new(),
+            targets: Vec::new(),
+            pools: Vec::new(),
+            rooms: BTreeMap::new(),
+            answers: Answers {
+                client: documents.client.to_string(),
+                server: documents.server.map(|document| document.to_string()),
+            },
+        };
+        let rules = matcher.rules();
+        routing.add_answers(matcher);
+        routing.add_rules(topology, matcher, &rules);
+        let unknown = routing.target(topology, matcher, matcher.unknown());
+        routing.patterns.push(Pattern {
+            methods: Vec::new(),
+            paths: matcher.open_places().map(pattern::below).collect(),
+            query: None,
+            outcome: Outcome::Forward(unknown),
+        });
+        routing.add_rooms(&rules);
+        routing.name_targets();
+        // What only ever stands in takes as much as main.
+        let main =
+            routing.pools.iter().find(|pool| pool.name == Role::Main.name()).map_or(1, |pool| pool.cap);
+        for pool in routing.pools.iter_mut().filter(|pool| pool.cap == 0) {
+            pool.cap = main;
+        }
+        routing
+    }
+
+    /// What is answered here. It stands first, so that what follows need not look at `OPTIONS`.
+    fn add_answers(&mut self, matcher: &Matcher) {
+        let [client, server] =
+            ["client", "server"].map(|which| pattern::below(&[".well-known", "matrix", which]));
+        let get = methods(Method::Get);
+        let mut add = |methods: &[&'static str], paths, outcome| {
+            self.patterns.push(Pattern { methods: methods.to_vec(), paths, query: None, outcome });
+        };
+        let own = ["/".to_owned(), client.clone(), server.clone()];
+        add(&["OPTIONS"], matcher.open_places().map(pattern::below).chain(own).collect(), Outcome::Preflight);
+        add(get, vec!["/".to_owned()], Outcome::Landing);
+        add(get, vec![client], Outcome::WellKnownClient);
+        if self.answers.server.is_some() {
+            add(get, vec![server], Outcome::WellKnownServer);
+        }
+    }
+
+    fn add_rules(&mut self, topology: &Topology, matcher: &Matcher, rules: &[Rule<'_>]) {
+        // A rule's rank says how many rules have to be tried before it, because they share paths with it and decide
+        // otherwise. Within a rank order does not matter, so rules that decide alike go together.
+        let mut ranked: Vec<(usize, Choices, &[Segment<'_>])> = Vec::new();
+        let mut groups: BTreeMap<(usize, Choices), Group<'_>> = BTreeMap::new();
+        for rule in rules {
+            let choices = self.choices(topology, matcher, rule);
+            let before = ranked.iter().filter(|(_, other, segments)| {
+                *other != choices && pattern::share_a_path(segments, &rule.segments)
+            });
+            let rank = before.map(|(rank, ..)| rank + 1).max().unwrap_or_default();
+            ranked.push((rank, choices, &rule.segments));
+            groups.entry((rank, choices)).or_default().templates.push(rule.segments.clone());
+        }
+        for ((_, (by_method, other)), group) in groups {
+            let paths = pattern::templates(&group.templates);
+            let mut done: Vec<Choice> = vec![other];
+            for choice in by_method {
+                if !done.contains(&choice) {
+                    let same = Method::ALL.into_iter().filter(|m| by_method[*m as usize] == choice);
+                    let methods: Vec<_> = same.flat_map(methods).copied().collect();
+                    self.add_choice(&methods, &paths, choice);
+                    done.push(choice);
+                }
+            }
+            self.add_choice(&[], &paths, other);
+        }
+    }
+
+    fn add_choice(&mut self, methods: &[&'static str], paths: &[String], choice: Choice) {
+        let mut add = |query, target| {
+            self.patterns.push(Pattern {
+                methods: methods.to_vec(),
+                paths: paths.to_vec(),
+                query,
+                outcome: Outcome::Forward(target),
+            });
+        };
+        let Some(initial) = choice.initial else { return add(None, choice.target) };
+        if let Some((name, value)) = initial.or_if {
+            add(Some(pattern::query_value(name, value)), initial.target);
+        }
+        add(Some(pattern::query_has(initial.unless)), choice.target);
+        add(None, initial.target);
+    }
+
+    fn choices(&mut self, topology: &Topology, matcher: &Matcher, rule: &Rule<'_>) -> Choices {
+        let mut choice = |method| {
+            let route = rule.route(method);
+            Choice {
+                target: self.target(topology, matcher, route),
+                initial: matcher.initial_of(route).map(|initial| ByQuery {
+                    unless: initial.unless,
+                    or_if: initial.or_if,
+                    target: self.target(topology, matcher, initial.route),
+                }),
+            }
+        };
+        (Method::ALL.map(|method| choice(Some(method))), choice(None))
+    }
+
+    /// The index of a route's target.
+    fn target(&mut self, topology: &Topology, matcher: &Matcher, route: &Route) -> usize {
+        let class = route.class;
+        let same = |target: &Target| target.class.id == class.id && target.chain == route.chain;
+        if let Some(found) = self.targets.iter().position(same) {
+            return found;
+        }
+        let pools = route
+            .chain
+            .iter()
+            .enumerate()
+            .map(|(position, role)| {
+                let cap = if position == 0 { class.cap } else { 0 };
+                self.pool(topology, matcher.instances(*role), *role, class.balance(*role), cap)
+            })
+            .collect();
+        self.targets.push(Target { name: class.name.to_owned(), class, chain: route.chain.clone(), pools });
+        self.targets.len() - 1
+    }
+
+    fn pool(
+        &mut self,
+        topology: &Topology,
+        instances: &[String],
+        role: Role,
+        balance: Balance,
+        cap: u32,
+    ) -> usize {
+        let balance = if instances.len() > 1 { balance } else { Balance::None };
+        let name = match balance {
+            Balance::HashRoom => format!("{role}_by_room"),
+            Balance::HashUser => format!("{role}_by_user"),
+            Balance::HashOrigin => format!("{role}_by_origin"),
+            _ => role.name().to_owned(),
+        };
+        if let Some(found) = self.pools.iter().position(|pool| pool.name == name) {
+            self.pools[found].cap = self.pools[found].cap.max(cap);
+            return found;
+        }
+        let addresses = instances.iter().filter_map(|name| {
+            let address = topology.instance(name)?.client.clone()?;
+            Some((name.clone(), address))
+        });
+        self.pools.push(Pool { name, balance, instances: addresses.collect(), cap });
+        self.pools.len() - 1
+    }
+
+    fn add_rooms(&mut self, rules: &[Rule<'_>]) {
+        let mut prefixes: BTreeMap<usize, Vec<Vec<Segment<'_>>>> = BTreeMap::new();
+        for rule in rules {
+            let all = Method::ALL.map(|method| rule.route(Some(method)));
+            for at in all.into_iter().filter_map(Route::room_segment) {
+                let prefix = rule.segments[..at].to_vec();
+                let known = prefixes.entry(at).or_default();
+                if !known.contains(&prefix) {
+                    known.push(prefix);
+                }
+            }
+        }
+        self.rooms = prefixes.into_iter().map(|(at, list)| (at, pattern::templates(&list))).collect();
+    }
+
+    /// Gives the targets of one class different names: the one with the longest chain has the class's own.
+    fn name_targets(&mut self) {
+        for class in &routes::CLASSES {
+            let mut same: Vec<_> = self.targets.iter_mut().filter(|t| t.class.id == class.id).collect();
+            same.sort_by_key(|target| std::cmp::Reverse(target.chain.len()));
+            for (number, target) in same.into_iter().enumerate().skip(1) {
+                let _ = write!(target.name, "_{}", number + 1);
+            }
+        }
+    }
+
+    /// The targets in the order of their classes.
+    fn sorted_targets(&self) -> Vec<&Target> {
+        let mut targets: Vec<_> = self.targets.iter().collect();
+        targets.sort_by_key(|target| (target.class.id, target.chain.len()));
+        targets
+    }
+
+    /// The pools in the order of their names.
+    fn sorted_pools(&self) -> Vec<&Pool> {
+        let mut pools: Vec<_> = self.pools.iter().collect();
+        pools.sort_by(|a, b| a.name.cmp(&b.name));
+        pools
+    }
+
+    /// The name of an outcome in a configuration.
+    fn name(&self, outcome: Outcome) -> &str {
+        match outcome {
+            Outcome::NotFound => "not_found",
+            Outcome::Preflight => "preflight",
+            Outcome::Landing => "landing",
+            Outcome::WellKnownClient => "well_known_client",
+            Outcome::WellKnownServer => "well_known_server",
+            Outcome::Forward(target) => &self.targets[target].name,
+        }
+    }
+
+    /// Whether some pool's requests are spread so.
+    fn spreads(&self, by: Balance) -> bool {
+        self.pools.iter().any(|pool| pool.balance == by)
+    }
+
+    /// Whether requests of this target are spread by this key somewhere.
+    fn is_keyed(&self, target: &Target, key: Key) -> bool {
+        target.class.key == key && target.pools.iter().any(|pool| self.pools[*pool].hashed())
+    }
+
+    /// The lines at the top of a file, without comment signs.
+    fn preamble(&self, program: &str, use_it: &[&str]) -> Vec<String> {
+        let mut lines = vec![
+            format!(
+                "Matrix homeserver {}: every request to a Synapse process that can serve it.",
+                self.stack.server_name
+            ),
+            String::new(),
+            format!(
+                "Made by `matrix-stack render {program}` from the stack's configuration and the endpoint table of Synapse {}.",
+                self.version
+            ),
+            "Make it anew when either changes, rather than edit it. `matrix-stack routes explain METHOD PATH` says why a"
+                .to_owned(),
+            "request goes where it goes.".to_owned(),
+            String::new(),
+        ];
+        lines.extend(use_it.iter().map(|line| (*line).to_owned()));
+        lines
+    }
+}
+
+/// The methods that mean this one.
+fn methods(method: Method) -> &'static [&'static str] {
+    match method {
+        Method::Get => &["GET", "HEAD"],
+        Method::Post => &["POST"],
+        Method::Put => &["PUT"],
+        Method::Delete => &["DELETE"],
+    }
+}
+
+/// A Matrix error, as JSON.
+fn error(errcode: &str, message: &str) -> String {
+    serde_json::json!({ "errcode": errcode, "error": message }).to_string()
+}
+
+/// The answer to what is closed or is not there.
+fn not_found() -> String {
+    error("M_UNRECOGNIZED", "Unrecognized request")
+}
+
+#[cfg(test)]
+mod tests;
