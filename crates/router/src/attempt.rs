@@ -78,18 +78,18 @@ impl Attempt<'_> {
     ) -> Result<(Upstream, ResponseHead, bool), Failed> {
         // A stream can be sent once, so it is not risked on a connection that may just be closing.
         let fresh = payload.is_stream();
-        let mut upstream = match self.ready_one(fresh) {
-            Some(upstream) => upstream,
-            None => {
-                let opened = client.unless_gone(Box::pin(self.open())).await;
-                opened.map_err(|failure| Failed { failure, refused: false })??
-            }
+        let mut upstream = if let Some(upstream) = self.ready_one(fresh) {
+            upstream
+        } else {
+            let opened = client.unless_gone(Box::pin(self.open())).await;
+            opened.map_err(|failure| Failed { failure, refused: false })??
         };
         let mut source = payload.take(self.settings.body_stall);
         let before = upstream.stream.written();
         upstream.stream.send(self.request.clone());
         client.upstream_timer.set(Instant::now() + self.within);
-        let sent = poll_fn(|cx| self.poll_exchange(&mut upstream, before, &mut source, client, bytes, cx)).await;
+        let sent =
+            poll_fn(|cx| self.poll_exchange(&mut upstream, before, &mut source, client, bytes, cx)).await;
         client.upstream_timer.clear();
         match sent {
             Ok(head) => {

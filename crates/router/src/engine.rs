@@ -71,7 +71,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn start(threads: usize, transport: Transport, phase: &watch::Sender<Phase>) -> io::Result<Self> {
+    pub(crate) fn start(
+        threads: usize,
+        transport: Transport,
+        phase: &watch::Sender<Phase>,
+    ) -> io::Result<Self> {
         let threads = (0..threads.max(1)).map(|number| {
             let (jobs, received) = mpsc::unbounded_channel();
             let phase = phase.subscribe();

@@ -186,7 +186,7 @@ mod tests {
     fn head(target: &str, headers: &[(&str, &str)]) -> RequestHead {
         let mut text = format!("GET {target} HTTP/1.1\r\n");
         for (name, value) in headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
+            text.extend([name, ": ", value, "\r\n"]);
         }
         text.push_str("\r\n");
         RequestHead::parse(&mut Bytes::from(text), LIMITS).expect("well-formed").expect("whole")
@@ -263,7 +263,10 @@ mod tests {
         assert_eq!(header(&untrusted, "x-request-id"), Some("id"));
         assert_eq!(header(&untrusted, "forwarded"), None);
 
-        assert_eq!(client_address(&head, Some(PEER), true), Some("198.51.100.7".parse().expect("an address")));
+        assert_eq!(
+            client_address(&head, Some(PEER), true),
+            Some("198.51.100.7".parse().expect("an address"))
+        );
         assert_eq!(client_address(&head, Some(PEER), false), Some(PEER));
         let trusted = written(&head, from(Some(PEER), true), None);
         assert_eq!(header(&trusted, "x-forwarded-for"), Some("198.51.100.7, 192.0.2.1"));

@@ -159,7 +159,8 @@ impl RequestHead {
         if has_bare_newline(&bytes[..length]) {
             return Err(HeadError::Malformed);
         }
-        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
+        else {
             return Err(HeadError::Malformed);
         };
         // The target of CONNECT is an authority; the method is refused later, by its name.
@@ -187,8 +188,12 @@ impl RequestHead {
                 Kind::Host => hosts += 1,
                 Kind::ContentLength => framing = framing.and_then(|framing| framing.length(header.value)),
                 Kind::TransferEncoding => framing = framing.and_then(|framing| framing.coding(header.value)),
-                Kind::Connection => head.keep_alive &= !names(header.value).any(|name| name.eq_ignore_ascii_case(b"close")),
-                Kind::Expect => head.expects = head.is_11 && header.value.eq_ignore_ascii_case(b"100-continue"),
+                Kind::Connection => {
+                    head.keep_alive &= !names(header.value).any(|name| name.eq_ignore_ascii_case(b"close"))
+                }
+                Kind::Expect => {
+                    head.expects = head.is_11 && header.value.eq_ignore_ascii_case(b"100-continue")
+                }
                 _ => {}
             }
             head.headers.push(Header {
@@ -276,9 +281,8 @@ impl Framings {
         if self.length.is_some() || !digits {
             return Err(Failure::ClientMalformed);
         }
-        let number = value.iter().try_fold(0_u64, |n, digit| {
-            n.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-        });
+        let number =
+            value.iter().try_fold(0_u64, |n, digit| n.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
         self.length = Some(number.ok_or(Failure::ClientMalformed)?);
         Ok(self)
     }
@@ -437,9 +441,11 @@ impl ResponseHead {
             .collect();
         for header in &self.headers {
             let name = slice(&header.name);
-            let hop_by_hop = matches!(header.kind, Kind::Connection | Kind::HopByHop | Kind::TransferEncoding);
+            let hop_by_hop =
+                matches!(header.kind, Kind::Connection | Kind::HopByHop | Kind::TransferEncoding);
             // What frames the message is not the instance's to take away.
-            let named = header.kind != Kind::ContentLength && dropped.iter().any(|drop| drop.eq_ignore_ascii_case(name));
+            let named = header.kind != Kind::ContentLength
+                && dropped.iter().any(|drop| drop.eq_ignore_ascii_case(name));
             if !hop_by_hop && !named {
                 line(name, slice(&header.value), out);
             }
@@ -533,17 +539,31 @@ enum Chunk {
     #[default]
     Start,
     /// In the size.
-    Size { size: u64, digits: u8 },
+    Size {
+        size: u64,
+        digits: u8,
+    },
     /// Behind the size: extensions.
-    Extension { size: u64 },
+    Extension {
+        size: u64,
+    },
     /// Behind the carriage return of the size's line.
-    SizeEnd { size: u64 },
+    SizeEnd {
+        size: u64,
+    },
     /// In the data.
-    Data { left: u64 },
+    Data {
+        left: u64,
+    },
     /// Behind the data; whether the carriage return was there.
-    DataEnd { returned: bool },
+    DataEnd {
+        returned: bool,
+    },
     /// In the trailers: bytes of the line so far, and whether its carriage return was there.
-    Trailer { length: usize, returned: bool },
+    Trailer {
+        length: usize,
+        returned: bool,
+    },
     Over,
 }
 
@@ -558,7 +578,8 @@ impl Chunks {
                 Chunk::Data { left } => {
                     let size = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     let left = left - size as u64;
-                    self.state = if left == 0 { Chunk::DataEnd { returned: false } } else { Chunk::Data { left } };
+                    self.state =
+                        if left == 0 { Chunk::DataEnd { returned: false } } else { Chunk::Data { left } };
                     return Ok(bytes.split_to(size));
                 }
                 state => self.step(state, byte)?,
@@ -675,7 +696,8 @@ mod tests {
             assert_eq!(framing(bad, get), Err(Garbage), "{bad}");
         }
         // Interim responses are not the answer.
-        let text = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 404 No\r\n\r\n";
+        let text =
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 404 No\r\n\r\n";
         assert_eq!(response(text, get).expect("good").expect("whole").status, StatusCode::NOT_FOUND);
     }
 
@@ -694,7 +716,11 @@ mod tests {
             "HTTP/1.0 200 Fine\r\nServer: x\r\nContent-Length: 5\r\nconnection: close\r\n\r\n"
         );
         assert_eq!(
-            written("Transfer-Encoding: chunked\r\nConnection: X-A\r\nX-A: 1\r\nKeep-Alive: 1\r\n", true, true),
+            written(
+                "Transfer-Encoding: chunked\r\nConnection: X-A\r\nX-A: 1\r\nKeep-Alive: 1\r\n",
+                true,
+                true
+            ),
             "HTTP/1.1 200 Fine\r\ntransfer-encoding: chunked\r\n\r\n"
         );
         assert_eq!(
@@ -752,9 +778,30 @@ mod tests {
     fn odd_text() -> impl Strategy<Value = Vec<u8>> {
         let part = prop_oneof![
             prop::sample::select(vec![
-                "GET ", "POST /x HTTP/1.1", " HTTP/1.1", "\r\n", "\n", "\r", "\r\n\r\n", "Host: a", "host:a", " ", "\t", ":",
-                "Content-Length: 5", "content-length:0", "Transfer-Encoding: chunked", "transfer-encoding: x,chunked",
-                "Connection: close, host", "0\r\n\r\n", "5\r\nhello\r\n", "/_matrix/client/v3/sync", "\0", "é", ",", "X-Forwarded-For: 1.2.3.4",
+                "GET ",
+                "POST /x HTTP/1.1",
+                " HTTP/1.1",
+                "\r\n",
+                "\n",
+                "\r",
+                "\r\n\r\n",
+                "Host: a",
+                "host:a",
+                " ",
+                "\t",
+                ":",
+                "Content-Length: 5",
+                "content-length:0",
+                "Transfer-Encoding: chunked",
+                "transfer-encoding: x,chunked",
+                "Connection: close, host",
+                "0\r\n\r\n",
+                "5\r\nhello\r\n",
+                "/_matrix/client/v3/sync",
+                "\0",
+                "é",
+                ",",
+                "X-Forwarded-For: 1.2.3.4",
             ])
             .prop_map(|text| text.as_bytes().to_vec()),
             prop::collection::vec(any::<u8>(), 0..6),

@@ -48,7 +48,7 @@ impl KeyKind {
 
 /// The access token of a request: from the `Authorization` header, else from the query, which the specification
 /// deprecates but old clients use.
-pub(crate) fn access_token<'a>(head: &'a RequestHead) -> Option<Cow<'a, str>> {
+pub(crate) fn access_token(head: &RequestHead) -> Option<Cow<'_, str>> {
     if let Some(value) = head.values(Kind::Authorization).next() {
         let value = std::str::from_utf8(value).ok()?;
         let (scheme, token) = value.split_once(' ')?;
@@ -85,7 +85,8 @@ pub(crate) fn user_of_token(token: &str) -> Option<u64> {
     // A user ID has at most 255 bytes.
     let mut localpart = [0; 255];
     let length = BASE64.decode_slice(encoded, &mut localpart).ok()?;
-    let localpart = std::str::from_utf8(&localpart[..length]).ok().filter(|localpart| !localpart.is_empty())?;
+    let localpart =
+        std::str::from_utf8(&localpart[..length]).ok().filter(|localpart| !localpart.is_empty())?;
     Some(routes::hash_key(localpart.as_bytes()))
 }
 
@@ -233,9 +234,7 @@ mod tests {
 
     #[test]
     fn tokens_come_from_the_header_first() {
-        let token = |auth: Option<&str>, path| {
-            access_token(&head(path, auth)).map(Cow::into_owned)
-        };
+        let token = |auth: Option<&str>, path| access_token(&head(path, auth)).map(Cow::into_owned);
         assert_eq!(token(Some("Bearer abc"), "/x?access_token=q").as_deref(), Some("abc"));
         assert_eq!(token(Some("bearer  abc "), "/x").as_deref(), Some("abc"));
         assert_eq!(token(None, "/x?a=b&access_token=q%2Fr&c").as_deref(), Some("q/r"));

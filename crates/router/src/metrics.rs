@@ -207,8 +207,8 @@ impl Metrics {
             (class, role, instance, outcome)
         {
             let place = &instance.counters.0[class.id.index() * USUAL + usize::from(hundreds - 2)];
-            let (counted, counter) = place.get_or_init(|| (role, find()));
-            if *counted == role {
+            let (of, counter) = place.get_or_init(|| (role, find()));
+            if *of == role {
                 counter.inc();
                 return;
             }

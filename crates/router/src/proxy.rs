@@ -91,8 +91,7 @@ impl Exchange<'_> {
         let (state, worker) = (self.state, self.worker);
         let active = state.active.load_full();
         let trust = active.settings().trust_forwarded_for;
-        let path =
-            if state.access.is_on() { key::loggable(self.head.target()) } else { String::new() };
+        let path = if state.access.is_on() { key::loggable(self.head.target()) } else { String::new() };
         let client = headers::client_address(&self.head, self.peer.address, trust);
         let mut record = Record::new(state.clone(), self.head.method.clone(), path, client);
 
@@ -216,7 +215,13 @@ impl Exchange<'_> {
                             Ok((upstream, head, sent)) => {
                                 state.metrics.upstream(class, took);
                                 let body = Body::new(head.framing);
-                                return Ok(Served::By(Box::new(Answered { head, body, upstream, place, sent })));
+                                return Ok(Served::By(Box::new(Answered {
+                                    head,
+                                    body,
+                                    upstream,
+                                    place,
+                                    sent,
+                                })));
                             }
                             Err(failed) => failed,
                         };

@@ -70,7 +70,13 @@ impl Record {
         self.state.under_way.fetch_sub(1, Ordering::AcqRel);
         let duration = self.started.elapsed();
         let metrics = &self.state.metrics;
-        metrics.request(self.class, self.role, self.instance.as_deref(), outcome(failure, self.status), duration);
+        metrics.request(
+            self.class,
+            self.role,
+            self.instance.as_deref(),
+            outcome(failure, self.status),
+            duration,
+        );
         if let Some(instance) = &self.instance {
             instance.requests.fetch_add(1, Ordering::Relaxed);
             if failure.is_some_and(|failure| failure.blame() == Blame::Upstream) {

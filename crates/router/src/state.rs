@@ -69,8 +69,12 @@ pub(crate) struct RequestId([u8; 16]);
 impl RequestId {
     fn new(prefix: u32, number: u32) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let whole = u64::from(prefix) << 32 | u64::from(number);
-        Self(std::array::from_fn(|place| DIGITS[(whole >> (60 - 4 * place)) as usize & 15]))
+        let (prefix, number) = (prefix.to_be_bytes(), number.to_be_bytes());
+        Self(std::array::from_fn(|place| {
+            let half = if place < 8 { prefix } else { number };
+            let byte = half[place % 8 / 2];
+            DIGITS[usize::from(if place % 2 == 0 { byte >> 4 } else { byte & 15 })]
+        }))
     }
 
     pub(crate) fn as_str(&self) -> &str {

@@ -154,9 +154,8 @@ impl Pools {
             return;
         }
         let mut pools = self.0.borrow_mut();
-        let pool = pools
-            .entry(instance.id)
-            .or_insert_with(|| Pool { instance: instance.clone(), idle: Vec::new() });
+        let pool =
+            pools.entry(instance.id).or_insert_with(|| Pool { instance: instance.clone(), idle: Vec::new() });
         if pool.idle.len() < max {
             upstream.used = Instant::now();
             // So that the end of the stream is noticed.

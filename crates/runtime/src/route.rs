@@ -27,7 +27,8 @@ pub async fn route(
     ready: impl FnOnce(),
     mut reload: impl FnMut() -> Result<Topology, String>,
 ) -> Result<(), UpError> {
-    let mut signals = Signals::new().map_err(|source| UpError::System { action: "handle signals", source })?;
+    let mut signals =
+        Signals::new().map_err(|source| UpError::System { action: "handle signals", source })?;
     raise_file_limit();
     let listeners = bind_listeners(topology).await?;
     let router = Router::start(snapshot(topology)?, options)

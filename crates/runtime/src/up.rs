@@ -585,7 +585,8 @@ fn fork_server_program(layout: &Layout) -> PathBuf {
 fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> Result<Router, UpError> {
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
     let snapshot = route::snapshot(topology)?;
-    let options = router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
+    let options =
+        router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
     let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
     for instance in topology.instances() {
         router.hold(&instance.name);

@@ -65,9 +65,10 @@ impl Pool {
     fn give(&mut self, number: u16) {
         let buffer = self.buffers.as_ptr().wrapping_add(usize::from(number) * SIZE);
         let place = usize::from(self.tail % COUNT);
-        // SAFETY: `place` is below COUNT, so the entry lies within the allocation; the kernel reads it only once the
-        // tail has moved past it.
-        let entry = unsafe { self.ring.add(place).as_mut() };
+        // SAFETY: `place` is below COUNT, so the entry lies within the allocation.
+        let mut entry = unsafe { self.ring.add(place) };
+        // SAFETY: the entry is initialised, and the kernel reads it only once the tail has moved past it.
+        let entry = unsafe { entry.as_mut() };
         entry.set_addr(buffer as u64);
         #[expect(clippy::cast_possible_truncation, reason = "16 KiB")]
         entry.set_len(SIZE as u32);

@@ -1,5 +1,8 @@
 //! The ring and its sockets.
-#![expect(unsafe_code, reason = "operations name memory that must stay where it is until the kernel is done with it")]
+#![expect(
+    unsafe_code,
+    reason = "operations name memory that must stay where it is until the kernel is done with it"
+)]
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -119,7 +119,11 @@ fn sockets_may_be_dropped_whatever_they_do() {
             speaker.write_all(b"new").expect("written");
             assert_eq!(receive(&mut new).await.expect("data"), "new");
             heard.write_all(b"still").expect("written");
-            assert_eq!(receive(&mut other).await.expect("data"), "still", "a caller that gave up lost nothing");
+            assert_eq!(
+                receive(&mut other).await.expect("data"),
+                "still",
+                "a caller that gave up lost nothing"
+            );
             drop(theirs);
         }
         // What was cancelled ends.

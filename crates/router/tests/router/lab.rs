@@ -82,7 +82,11 @@ impl Lab {
         let topology = topology(&stack, dir.path());
         let snapshot = Snapshot::new(&topology, settings).unwrap();
         let access_log = AccessLog::File(dir.path().join("access.log"));
-        let router = Router::start(snapshot, Options { access_log, transport: crate::TRANSPORT, ..Options::default() }).unwrap();
+        let router = Router::start(
+            snapshot,
+            Options { access_log, transport: crate::TRANSPORT, ..Options::default() },
+        )
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(router.serve(listener));

@@ -194,8 +194,10 @@ async fn large_media_streams_both_ways() {
 async fn requests_that_two_programs_might_read_in_two_ways_are_refused() {
     let lab = Lab::new(&[]).await;
     let head = "POST /_matrix/client/v3/keys/query HTTP/1.1\r\n";
-    let endless_extension =
-        format!("host: a\r\ntransfer-encoding: chunked\r\n\r\n5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(10_000));
+    let endless_extension = format!(
+        "host: a\r\ntransfer-encoding: chunked\r\n\r\n5;{}\r\nhello\r\n0\r\n\r\n",
+        "x".repeat(10_000)
+    );
     for (what, rest, status) in [
         ("no host", "content-length: 0\r\n\r\n", "400"),
         ("two hosts", "host: a\r\nhost: b\r\ncontent-length: 0\r\n\r\n", "400"),
@@ -209,8 +211,16 @@ async fn requests_that_two_programs_might_read_in_two_ways_are_refused() {
         ("a bare newline in the head", "host: a\ncontent-length: 0\r\n\r\n", "400"),
         ("a bare newline at its end", "host: a\r\ncontent-length: 0\r\n\n", "400"),
         ("a NUL in a value", "host: a\r\nx: \0\r\ncontent-length: 0\r\n\r\n", "400"),
-        ("a bare newline behind a chunk", "host: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\n0\r\n\r\n", "400"),
-        ("a chunk longer than it says", "host: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n", "400"),
+        (
+            "a bare newline behind a chunk",
+            "host: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\n0\r\n\r\n",
+            "400",
+        ),
+        (
+            "a chunk longer than it says",
+            "host: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n",
+            "400",
+        ),
         ("a negative chunk", "host: a\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n", "400"),
         ("an endless chunk extension", &endless_extension, "400"),
         ("a bad chunk size", "host: a\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", "400"),
@@ -221,9 +231,10 @@ async fn requests_that_two_programs_might_read_in_two_ways_are_refused() {
     assert_eq!(lab.seen("main"), 0);
 
     // Who says a length and chunks may mean either, and what follows is never read as a request.
-    for (first, second) in
-        [("content-length: 4", "transfer-encoding: chunked"), ("transfer-encoding: chunked", "content-length: 4")]
-    {
+    for (first, second) in [
+        ("content-length: 4", "transfer-encoding: chunked"),
+        ("transfer-encoding: chunked", "content-length: 4"),
+    ] {
         let smuggled = format!(
             "host: a\r\n{first}\r\n{second}\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
              GET /_matrix/client/smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
