@@ -189,10 +189,10 @@ impl RequestHead {
                 Kind::ContentLength => framing = framing.and_then(|framing| framing.length(header.value)),
                 Kind::TransferEncoding => framing = framing.and_then(|framing| framing.coding(header.value)),
                 Kind::Connection => {
-                    head.keep_alive &= !names(header.value).any(|name| name.eq_ignore_ascii_case(b"close"))
+                    head.keep_alive &= !names(header.value).any(|name| name.eq_ignore_ascii_case(b"close"));
                 }
                 Kind::Expect => {
-                    head.expects = head.is_11 && header.value.eq_ignore_ascii_case(b"100-continue")
+                    head.expects = head.is_11 && header.value.eq_ignore_ascii_case(b"100-continue");
                 }
                 _ => {}
             }
