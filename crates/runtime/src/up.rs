@@ -566,7 +566,8 @@ fn fork_server_program(layout: &Layout) -> PathBuf {
 fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> Result<Router, UpError> {
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
     let settings = router::Settings::from_stack(topology.stack());
-    let snapshot = Snapshot::new(topology, settings).map_err(|error| refused(&error))?;
+    let snapshot =
+        Snapshot::with_table(install::endpoints(), topology, settings).map_err(|error| refused(&error))?;
     let options = router::Options { access_log: AccessLog::File(layout.log("access")) };
     let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
     for instance in topology.instances() {

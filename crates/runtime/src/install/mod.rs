@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use routes::Table;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -81,6 +82,12 @@ pub const ENVOY: Lock = Lock {
     space_mib: 250,
     modules: "envoy",
 };
+
+/// The endpoint table of the Synapse that a stack runs.
+pub fn endpoints() -> &'static Table {
+    // A test holds that there is one for the lock's version.
+    SYNAPSE.version("matrix-synapse").and_then(Table::for_version).unwrap_or_else(Table::newest)
+}
 
 impl Lock {
     /// The version of a package in the lock, if it has the same one everywhere.
