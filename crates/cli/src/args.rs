@@ -245,7 +245,7 @@ pub(crate) enum Routes {
 #[derive(Debug, Args)]
 pub(crate) struct Synapse {
     /// The Synapse to answer for: a version whose table this program has, or a file that `routes extract` made
-    /// [default: the version that `up` installs]
+    /// [default: the stack's]
     #[arg(long, value_name = "VERSION|FILE")]
     pub(crate) synapse: Option<String>,
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 use model::{Preset, Role, Topology};
 use routes::{Decision, Explanation, Expression, Features, Matcher, Options, Table, Target};
+use runtime::launch::Launcher;
 use serde_json::json;
 
 use crate::args::{Audit, Routes, StackArguments, Synapse};
@@ -16,12 +17,14 @@ use crate::place::Place;
 pub(crate) fn routes(command: &Routes, stack: &StackArguments) -> anyhow::Result<()> {
     match command {
         Routes::Explain { method, path, synapse, json } => {
-            let matcher = compile(&*version(synapse)?, &topology(stack)?)?;
+            let topology = topology(stack)?;
+            let matcher = compile(&*version(synapse, &topology)?, &topology)?;
             let explanation = matcher.explain(&method.to_ascii_uppercase(), path);
             if json.json { super::print_json(&explanation) } else { super::print(&describe(&explanation)) }
         }
         Routes::List { synapse, json } => {
-            let matcher = compile(&*version(synapse)?, &topology(stack)?)?;
+            let topology = topology(stack)?;
+            let matcher = compile(&*version(synapse, &topology)?, &topology)?;
             if json.json { super::print_json(&rows(&matcher)) } else { super::print(&list(&matcher)) }
         }
         Routes::Extract { python } => super::print(&extract(python)?),
@@ -47,9 +50,9 @@ pub(crate) fn routes(command: &Routes, stack: &StackArguments) -> anyhow::Result
 
 /// Measures what is named, or else the stack's own routing.
 fn audit(arguments: &Audit, stack: &StackArguments) -> anyhow::Result<routes::Audit> {
-    let table = version(&arguments.synapse)?;
+    let topology = topology(stack)?;
+    let table = version(&arguments.synapse, &topology)?;
     if arguments.workers.is_empty() {
-        let topology = topology(stack)?;
         // What is measured is where requests go, not whether they are let in.
         let options = Options {
             admin_open: true,
@@ -163,11 +166,18 @@ fn table(name: &str) -> anyhow::Result<Cow<'static, Table>> {
 }
 
 /// The table that is asked about.
-fn version(synapse: &Synapse) -> anyhow::Result<Cow<'static, Table>> {
-    match &synapse.synapse {
-        Some(name) => table(name),
-        None => Ok(Cow::Borrowed(runtime::install::endpoints())),
+fn version(synapse: &Synapse, topology: &Topology) -> anyhow::Result<Cow<'static, Table>> {
+    if let Some(name) = &synapse.synapse {
+        return table(name);
     }
+    Ok(Cow::Borrowed(match &topology.stack().synapse.python {
+        None => runtime::install::endpoints(),
+        Some(python) => {
+            let version = runtime::install::check_python(python, &Launcher::this_program())
+                .context("the stack brings a Synapse of its own; name its version with `--synapse`")?;
+            Table::closest(&version)
+        }
+    }))
 }
 
 /// The topology that routes are explained for: the stack's, and every role's where there is no stack at hand.
@@ -179,7 +189,7 @@ fn topology(stack: &StackArguments) -> anyhow::Result<Topology> {
     place.plan()
 }
 
-/// The matcher of a topology, for the Synapse that `up` installs.
+/// The matcher of a topology, for the Synapse that `up` installs. Fails if the topology cannot be routed to.
 pub(crate) fn matcher(topology: &Topology) -> anyhow::Result<Matcher> {
     compile(runtime::install::endpoints(), topology)
 }
