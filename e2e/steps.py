@@ -491,6 +491,10 @@ async def messages_by_pages(c: Context) -> None:
 
     for room in c.sent:
         pages = await asyncio.gather(*(one(user, room) for user in c.users))
+        # Other steps may add to the end meanwhile, which some see and others do not.
+        ends = [page[-1] for page in pages if all(page[-1] in other for other in pages)]
+        check(ends, f"nobody's end of {room} is seen by all")
+        pages = [page[: page.index(ends[0]) + 1] for page in pages]
         shortest = min(map(len, pages))
         # Who joined later sees less of the beginning, never another order.
         for user, page in zip(c.users, pages, strict=True):
@@ -499,7 +503,6 @@ async def messages_by_pages(c: Context) -> None:
                 f"{user.name} reads {room} in another order than {c.users[0].name}",
             )
         forth = [e["event_id"] for e in await read_room(c.users[0].http, room, "f", 50)]
-        # Other steps may have added to the end meanwhile.
         check(forth[: len(pages[0])] == pages[0], f"/messages of {room} forwards differs from backwards")
 
 
@@ -592,7 +595,8 @@ async def receipts(c: Context) -> None:
     def unread() -> int:
         return b.inbox.unread.get(room, {}).get("notification_count", 0)
 
-    await b.inbox.until("three unread messages", lambda: unread() == 3)
+    # The invitation counts as well once Synapse has summed up its counts, which it does every half a minute.
+    await b.inbox.until("three unread messages", lambda: unread() in (3, 4))
 
     def receipt(kind: str) -> Any:
         return lambda e: (
@@ -1477,25 +1481,17 @@ async def password(c: Context) -> None:
 
 
 @step("login", after=list(plan.steps))
-async def logout(c: Context) -> str:
-    """Everybody goes; the report says how many of their tokens are refused from then on.
+async def logout(c: Context) -> None:
+    """Everybody goes, and nobody takes their tokens from then on.
 
-    It is not demanded of all: now and then a process goes on to take a token that was deleted, for longer than replication
-    explains, and why has not been found.
+    One after the other, and with nothing else going on: when one process of Synapse's invalidates several cache entries
+    at the same time, the others may never hear of some (docs/running.md, "What Synapse may forget").
     """
-
-    async def one(user: User) -> bool:
+    await asyncio.gather(*(user.stop_sync() for user in c.users))
+    for user in c.users:
         token = user.http.token
-        await user.stop_sync()
         ok(await user.client.logout())
-        try:
-            await c.http.bearing(token).settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
-        except StepFailed:
-            return False
-        return True
-
-    refused = await asyncio.gather(*map(one, c.users))
-    return f"{sum(refused)} of {len(refused)} tokens are refused"
+        await c.http.bearing(token).settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
 
 
 async def run(context: Context, only: set[str] | None) -> list[Any]:
