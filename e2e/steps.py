@@ -315,25 +315,6 @@ async def push_rules(c: Context) -> None:
 
 
 @step("login")
-async def devices(c: Context) -> None:
-    """A second device comes, gets a name, and goes with the password only."""
-    user = c.users[3]
-    other, session = await second_device(user, "to be removed")
-    mine = session["device_id"]
-    path = f"{CLIENT}/devices/{q(mine)}"
-    await user.http.put(path, {"display_name": "renamed"})
-    await user.http.settles(path, where=lambda device: device["display_name"] == "renamed")
-    listed = {device.id for device in ok(await user.client.devices()).devices}
-    check({mine, user.device} <= listed, f"{mine} or {user.device} is not among {listed}")
-    await user.http.delete(path, expect=401)
-    await with_password(user, "DELETE", path, {})
-    await user.http.settles(path, expect=404, errcode="M_NOT_FOUND")
-    await other.settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
-    _, session = await second_device(user, "to be removed too")
-    await with_password(user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]})
-
-
-@step("login")
 async def token_refresh(c: Context) -> None:
     """A device whose token is renewed goes on where it was."""
     user = c.users[4]
@@ -1480,13 +1461,30 @@ async def password(c: Context) -> None:
         await with_password(user, "POST", path, {"new_password": old, "logout_devices": False}, other)
 
 
+# The two that follow have the server to themselves: when one of its processes invalidates several cache entries at the same
+# time, the others may never hear of some (docs/running.md, "What Synapse may forget").
+@step("login", after=list(plan.steps))
+async def devices(c: Context) -> None:
+    """A second device comes, gets a name, and goes with the password only."""
+    user = c.users[3]
+    other, session = await second_device(user, "to be removed")
+    mine = session["device_id"]
+    path = f"{CLIENT}/devices/{q(mine)}"
+    await user.http.put(path, {"display_name": "renamed"})
+    await user.http.settles(path, where=lambda device: device["display_name"] == "renamed")
+    listed = {device.id for device in ok(await user.client.devices()).devices}
+    check({mine, user.device} <= listed, f"{mine} or {user.device} is not among {listed}")
+    await user.http.delete(path, expect=401)
+    await with_password(user, "DELETE", path, {})
+    await user.http.settles(path, expect=404, errcode="M_NOT_FOUND")
+    await other.settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
+    _, session = await second_device(user, "to be removed too")
+    await with_password(user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]})
+
+
 @step("login", after=list(plan.steps))
 async def logout(c: Context) -> None:
-    """Everybody goes, and nobody takes their tokens from then on.
-
-    One after the other, and with nothing else going on: when one process of Synapse's invalidates several cache entries
-    at the same time, the others may never hear of some (docs/running.md, "What Synapse may forget").
-    """
+    """Everybody goes, one after the other, and nobody takes their tokens from then on."""
     await asyncio.gather(*(user.stop_sync() for user in c.users))
     for user in c.users:
         token = user.http.token
