@@ -315,25 +315,6 @@ async def push_rules(c: Context) -> None:
 
 
 @step("login")
-async def devices(c: Context) -> None:
-    """A second device comes, gets a name, and goes with the password only."""
-    user = c.users[3]
-    other, session = await second_device(user, "to be removed")
-    mine = session["device_id"]
-    path = f"{CLIENT}/devices/{q(mine)}"
-    await user.http.put(path, {"display_name": "renamed"})
-    await user.http.settles(path, where=lambda device: device["display_name"] == "renamed")
-    listed = {device.id for device in ok(await user.client.devices()).devices}
-    check({mine, user.device} <= listed, f"{mine} or {user.device} is not among {listed}")
-    await user.http.delete(path, expect=401)
-    await with_password(user, "DELETE", path, {})
-    await user.http.settles(path, expect=404, errcode="M_NOT_FOUND")
-    await other.settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
-    _, session = await second_device(user, "to be removed too")
-    await with_password(user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]})
-
-
-@step("login")
 async def token_refresh(c: Context) -> None:
     """A device whose token is renewed goes on where it was."""
     user = c.users[4]
@@ -491,6 +472,10 @@ async def messages_by_pages(c: Context) -> None:
 
     for room in c.sent:
         pages = await asyncio.gather(*(one(user, room) for user in c.users))
+        # Other steps may add to the end meanwhile, which some see and others do not.
+        ends = [page[-1] for page in pages if all(page[-1] in other for other in pages)]
+        check(ends, f"nobody's end of {room} is seen by all")
+        pages = [page[: page.index(ends[0]) + 1] for page in pages]
         shortest = min(map(len, pages))
         # Who joined later sees less of the beginning, never another order.
         for user, page in zip(c.users, pages, strict=True):
@@ -499,7 +484,6 @@ async def messages_by_pages(c: Context) -> None:
                 f"{user.name} reads {room} in another order than {c.users[0].name}",
             )
         forth = [e["event_id"] for e in await read_room(c.users[0].http, room, "f", 50)]
-        # Other steps may have added to the end meanwhile.
         check(forth[: len(pages[0])] == pages[0], f"/messages of {room} forwards differs from backwards")
 
 
@@ -592,7 +576,8 @@ async def receipts(c: Context) -> None:
     def unread() -> int:
         return b.inbox.unread.get(room, {}).get("notification_count", 0)
 
-    await b.inbox.until("three unread messages", lambda: unread() == 3)
+    # The invitation counts as well once Synapse has summed up its counts, which it does every half a minute.
+    await b.inbox.until("three unread messages", lambda: unread() in (3, 4))
 
     def receipt(kind: str) -> Any:
         return lambda e: (
@@ -1476,26 +1461,35 @@ async def password(c: Context) -> None:
         await with_password(user, "POST", path, {"new_password": old, "logout_devices": False}, other)
 
 
+# The two that follow have the server to themselves: when one of its processes invalidates several cache entries at the same
+# time, the others may never hear of some (docs/running.md, "What Synapse may forget").
 @step("login", after=list(plan.steps))
-async def logout(c: Context) -> str:
-    """Everybody goes; the report says how many of their tokens are refused from then on.
+async def devices(c: Context) -> None:
+    """A second device comes, gets a name, and goes with the password only."""
+    user = c.users[3]
+    other, session = await second_device(user, "to be removed")
+    mine = session["device_id"]
+    path = f"{CLIENT}/devices/{q(mine)}"
+    await user.http.put(path, {"display_name": "renamed"})
+    await user.http.settles(path, where=lambda device: device["display_name"] == "renamed")
+    listed = {device.id for device in ok(await user.client.devices()).devices}
+    check({mine, user.device} <= listed, f"{mine} or {user.device} is not among {listed}")
+    await user.http.delete(path, expect=401)
+    await with_password(user, "DELETE", path, {})
+    await user.http.settles(path, expect=404, errcode="M_NOT_FOUND")
+    await other.settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
+    _, session = await second_device(user, "to be removed too")
+    await with_password(user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]})
 
-    It is not demanded of all: now and then a process goes on to take a token that was deleted, for longer than replication
-    explains, and why has not been found.
-    """
 
-    async def one(user: User) -> bool:
+@step("login", after=list(plan.steps))
+async def logout(c: Context) -> None:
+    """Everybody goes, one after the other, and nobody takes their tokens from then on."""
+    await asyncio.gather(*(user.stop_sync() for user in c.users))
+    for user in c.users:
         token = user.http.token
-        await user.stop_sync()
         ok(await user.client.logout())
-        try:
-            await c.http.bearing(token).settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
-        except StepFailed:
-            return False
-        return True
-
-    refused = await asyncio.gather(*map(one, c.users))
-    return f"{sum(refused)} of {len(refused)} tokens are refused"
+        await c.http.bearing(token).settles(f"{CLIENT}/account/whoami", expect=401, errcode="M_UNKNOWN_TOKEN")
 
 
 async def run(context: Context, only: set[str] | None) -> list[Any]:

@@ -1,6 +1,9 @@
 //! The command line.
 
+use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use model::Preset;
@@ -134,6 +137,9 @@ pub(crate) struct Router {
     /// Where clients reach the stack, above what the stack file says
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Option<String>,
+    /// Which Synapse runs.
+    #[command(flatten)]
+    pub(crate) synapse: Synapse,
     /// How many threads move bytes [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -232,12 +238,18 @@ pub(crate) enum Routes {
         method: String,
         /// The path, with its query if it has one
         path: String,
+        /// Of which Synapse.
+        #[command(flatten)]
+        synapse: Synapse,
         /// Output.
         #[command(flatten)]
         json: Json,
     },
     /// List every endpoint with the role that serves it
     List {
+        /// Of which Synapse.
+        #[command(flatten)]
+        synapse: Synapse,
         /// Output.
         #[command(flatten)]
         json: Json,
@@ -255,4 +267,60 @@ pub(crate) enum Routes {
         /// Another
         new: String,
     },
+    /// Say what a routing table that is kept by hand gets wrong: what it leaves on main, what it sends where it cannot be
+    /// served, what is stale
+    Audit(Audit),
+}
+
+/// The version of Synapse that is asked about.
+#[derive(Debug, Args)]
+pub(crate) struct Synapse {
+    /// The Synapse to answer for: a version whose table this program has, or a file that `routes extract` made
+    /// [default: the stack's]
+    #[arg(long, value_name = "VERSION|FILE")]
+    pub(crate) synapse: Option<String>,
+}
+
+/// `routes audit`.
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// What sends requests to workers: proxy configurations, or any text with regular expressions or prefixes of paths in
+    /// it. Some lines of it: `FILE:FROM-TO` [default: this stack's own routing]
+    #[arg(value_name = "FILE")]
+    pub(crate) workers: Vec<Part>,
+    /// What sends requests to workers if their method is GET
+    #[arg(long, value_name = "FILE", requires = "workers")]
+    pub(crate) get: Vec<Part>,
+    /// What keeps requests on main, whatever else matches them
+    #[arg(long, value_name = "FILE", requires = "workers")]
+    pub(crate) main: Vec<Part>,
+    /// Of which Synapse.
+    #[command(flatten)]
+    pub(crate) synapse: Synapse,
+    /// Output.
+    #[command(flatten)]
+    pub(crate) json: Json,
+    /// Print Markdown
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) markdown: bool,
+}
+
+/// A file, or some of its lines.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) file: PathBuf,
+    pub(crate) lines: RangeInclusive<usize>,
+}
+
+impl FromStr for Part {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let lines = text.rsplit_once(':').and_then(|(file, lines)| {
+            let (from, to) = lines.split_once('-')?;
+            Some((file, from.parse().ok()?..=to.parse().ok()?))
+        });
+        let (file, lines) = lines.unwrap_or((text, 1..=usize::MAX));
+        Ok(Self { file: file.into(), lines })
+    }
 }

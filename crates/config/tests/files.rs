@@ -7,32 +7,17 @@ use std::path::{Path, PathBuf};
 
 use model::{Preset, ServerName};
 
-/// Compares a generated file with the committed one; writes it where `UPDATE_FILES=1` is set.
-fn committed(path: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    if std::env::var_os("UPDATE_FILES").is_some_and(|value| value == "1") {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-    }
-    let old = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        old == text,
-        "{} is stale: run `UPDATE_FILES=1 cargo test -p matrix-stack-config` and commit it",
-        path.display()
-    );
-}
-
 #[test]
 fn the_schema_is_committed() {
-    committed(
-        "stack.schema.json",
+    committed::file(
+        "crates/config/stack.schema.json",
         &format!("{}\n", serde_json::to_string_pretty(&config::schema()).unwrap()),
     );
 }
 
 #[test]
 fn the_reference_is_committed() {
-    committed("../../docs/configuration.md", &config::reference_markdown());
+    committed::file("docs/configuration.md", &config::reference_markdown());
 }
 
 fn example() -> ServerName {

@@ -1,7 +1,6 @@
 //! The manual's tables of roles and presets are made from the model.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use model::{Preset, preset_groups, roles_table_markdown};
 
@@ -27,20 +26,6 @@ fn presets_markdown() -> String {
 
 #[test]
 fn the_manual_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/roles.md");
-    let before = std::fs::read_to_string(&path).expect("docs/roles.md");
-    let mut after = before.clone();
-    for (name, table) in [("roles", roles_table_markdown()), ("presets", presets_markdown())] {
-        let opening = format!("<!-- generated: {name} -->\n");
-        let start = after.find(&opening).expect("the opening mark") + opening.len();
-        let end = start + after[start..].find("<!-- end -->").expect("the closing mark");
-        after.replace_range(start..end, &table);
-    }
-    if std::env::var_os("UPDATE_FILES").is_some() {
-        std::fs::write(&path, &after).expect("docs/roles.md is writable");
-    }
-    assert!(
-        before == after || std::env::var_os("UPDATE_FILES").is_some(),
-        "docs/roles.md is stale: run the tests with UPDATE_FILES=1"
-    );
+    committed::part("docs/roles.md", "roles", &roles_table_markdown());
+    committed::part("docs/roles.md", "presets", &presets_markdown());
 }

@@ -8,9 +8,11 @@
 //! that take no automaton. This crate does no I/O.
 
 pub mod answers;
+mod audit;
 mod explain;
 mod features;
 mod hash;
+mod manual;
 mod matcher;
 mod policy;
 mod rules;
@@ -18,9 +20,11 @@ mod table;
 mod trie;
 mod well_known;
 
+pub use audit::{Audit, Call, Counts, Expression, Found, Target};
 pub use explain::Explanation;
 pub use features::{Condition, Features};
 pub use hash::{hash_key, hash_room};
+pub use manual::endpoints_markdown;
 pub use matcher::{Closed, Decision, Forward, Matcher, Options, Route, RouteError, WellKnown};
 pub use model::Balance;
 pub use policy::{CLASSES, Class, ClassId, Key, classes_table_markdown};

@@ -554,17 +554,28 @@ const PREFIXES: [(&str, &[&str], &str); 5] = [
     ("/_synapse/admin/", &["v1", "v2", "v3"], "admin"),
 ];
 
+/// A path in three parts, if versions of its endpoint lie side by side: the [name](PREFIXES) of what it is under, the
+/// version, the rest.
+fn split(path: &str) -> Option<(&'static str, &'static str, &str)> {
+    PREFIXES.iter().find_map(|(prefix, versions, name)| {
+        let rest = path.strip_prefix(prefix)?;
+        versions
+            .iter()
+            .find_map(|version| Some((*name, *version, rest.strip_prefix(version)?.strip_prefix('/')?)))
+    })
+}
+
 /// A path without its version: `/_matrix/client/v3/sync` is `client/sync`.
-fn normal_form(path: &str) -> (&'static str, &str) {
-    for (prefix, versions, name) in PREFIXES {
-        let Some(rest) = path.strip_prefix(prefix) else { continue };
-        for version in versions {
-            if let Some(rest) = rest.strip_prefix(version).and_then(|rest| rest.strip_prefix('/')) {
-                return (name, rest);
-            }
-        }
+pub(crate) fn normal_form(path: &str) -> (&'static str, &str) {
+    match split(path) {
+        Some((name, _, rest)) => (name, rest),
+        None => ("", path.strip_prefix('/').unwrap_or(path)),
     }
-    ("", path.strip_prefix('/').unwrap_or(path))
+}
+
+/// The version in a path, if it has one.
+pub(crate) fn version(path: &str) -> Option<&'static str> {
+    split(path).map(|(_, version, _)| version)
 }
 
 /// What in a query makes a sync an initial one.

@@ -334,12 +334,16 @@ impl Table {
 
     /// The table for a version of Synapse, such as `1.163.2`: that of its minor version.
     pub fn for_version(version: &str) -> Option<&'static Self> {
-        let minor = |version: &str| {
-            let mut parts = version.split('.');
-            Some((parts.next()?.to_owned(), parts.next()?.to_owned()))
-        };
         let wanted = minor(version)?;
-        Self::all().iter().find(|table| minor(&table.version).as_ref() == Some(&wanted))
+        Self::all().iter().find(|table| minor(&table.version) == Some(wanted))
+    }
+
+    /// The table that comes closest to a version of Synapse: its own, or else that of the next older version that there
+    /// is, or else the oldest.
+    pub fn closest(version: &str) -> &'static Self {
+        let wanted = minor(version);
+        let oldest = &Self::all()[Self::all().len() - 1];
+        Self::all().iter().find(|table| minor(&table.version) <= wanted).unwrap_or(oldest)
     }
 
     /// The version of Synapse that it was extracted from.
@@ -372,6 +376,12 @@ impl Table {
     }
 }
 
+/// The minor version of a version: `1.163` of `1.163.2`.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,6 +408,18 @@ mod tests {
             "- GET /a/{x} by main\n+ GET /a/{x} by main, worker\n"
         );
         assert!(!all.diff(&table("", &[plain, one])).is_empty());
+    }
+
+    #[test]
+    fn every_version_has_a_table_that_comes_closest() {
+        let [newest, .., oldest] = Table::all() else { unreachable!("there are two or more") };
+        for table in Table::all() {
+            assert_eq!(Table::closest(table.version()), table);
+            assert_eq!(Table::for_version(table.version()), Some(table));
+        }
+        assert_eq!(Table::closest("2.0.0rc1"), newest);
+        assert_eq!(Table::closest("1.9.0"), oldest);
+        assert_eq!(Table::for_version("1.9.0"), None);
     }
 
     #[test]

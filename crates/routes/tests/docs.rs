@@ -1,25 +1,22 @@
-//! The manual's page is what the code does.
+//! The manual's pages are what the code does.
 
 use std::path::Path;
 
-use routes::{Method, Process, Table, classes_table_markdown};
+use model::{Preset, ServerName, Stack};
+use routes::{Matcher, Method, Options, Process, Table, classes_table_markdown, endpoints_markdown};
 
-const BEGIN: &str = "<!-- generated: classes -->\n";
-const END: &str = "<!-- end -->\n";
-
-/// Rewrites the generated part when `UPDATE_DOCS` is set.
 #[test]
 fn the_table_of_classes_is_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/routing.md");
-    let text = std::fs::read_to_string(&path).expect("docs/routing.md");
-    let (head, rest) = text.split_once(BEGIN).expect("the marker of the beginning");
-    let (_, tail) = rest.split_once(END).expect("the marker of the end");
-    let current = format!("{head}{BEGIN}\n{}\n{END}{tail}", classes_table_markdown());
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, current).expect("docs/routing.md is written");
-    } else {
-        assert!(text == current, "docs/routing.md is stale: run the tests with UPDATE_DOCS=1 and commit it");
-    }
+    committed::part("docs/routing.md", "classes", &classes_table_markdown());
+}
+
+#[test]
+fn the_table_of_endpoints_is_current() {
+    let name = ServerName::try_from("example.org".to_owned()).expect("a server name");
+    let topology = model::plan(&Stack::new(name), Path::new("/run/x"), Preset::Full).expect("a plan");
+    let matcher = Matcher::compile(Table::newest(), &topology, &Options::default()).expect("a matcher");
+    let newest = format!("The tables below are those of Synapse {}.\n\n", Table::newest().version());
+    committed::part("docs/endpoints.md", "endpoints", &(newest + &endpoints_markdown(&matcher)));
 }
 
 /// The kinds of process and the methods that the page explains are those of the tables.

@@ -1,11 +1,10 @@
 //! Decisions as a reviewer reads them.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use model::{Preset, ServerName, Stack};
-use routes::{CLASSES, Explanation, Features, Matcher, Options, Table};
+use routes::{Explanation, Features, Matcher, Options, Table};
 
 fn matcher(preset: Preset) -> Matcher {
     let name = ServerName::try_from("example.org".to_owned()).expect("a server name");
@@ -137,46 +136,4 @@ fn explanations_are_json() {
         explain("POST", "/_matrix/client/v3/rooms/!abc:example.org/receipt/m.read/$e"),
         explain("GET", "/_synapse/metrics"),
     ]);
-}
-
-/// Versions of a path, and methods.
-type Versions = (Vec<String>, Vec<&'static str>);
-
-/// Every endpoint of the newest Synapse by class, versions of one path in one line.
-#[test]
-fn every_endpoint_by_class() {
-    let matcher = matcher(Preset::Full);
-    let mut classes: BTreeMap<usize, BTreeMap<String, Versions>> = BTreeMap::new();
-    for route in matcher.routes() {
-        let template = route.template.as_deref().expect("a template");
-        let (version, path) = split_version(template);
-        let entry = classes.entry(route.class.id.index()).or_default().entry(path).or_default();
-        if !entry.0.contains(&version) {
-            entry.0.push(version);
-        }
-        let method = route.method.expect("a method").name();
-        if !entry.1.contains(&method) {
-            entry.1.push(method);
-        }
-    }
-    let mut out = String::new();
-    for (class, paths) in classes {
-        let _ = writeln!(out, "{}", CLASSES[class].name);
-        for (path, (versions, methods)) in paths {
-            let _ =
-                writeln!(out, "  {} {}", methods.join(" "), path.replace("{version}", &versions.join("|")));
-        }
-    }
-    insta::assert_snapshot!(out);
-}
-
-fn split_version(template: &str) -> (String, String) {
-    for version in ["api/v1", "r0", "v1", "v2", "v3", "unstable"] {
-        for prefix in ["/_matrix/client/", "/_matrix/media/", "/_matrix/federation/", "/_synapse/admin/"] {
-            if let Some(rest) = template.strip_prefix(&format!("{prefix}{version}/")) {
-                return (version.to_owned(), format!("{prefix}{{version}}/{rest}"));
-            }
-        }
-    }
-    (String::new(), template.to_owned())
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use model::Topology;
 use router::{Router, Snapshot};
+use routes::Table;
 
 use crate::up::{Asked, Signals, UpError, bind_listeners, raise_file_limit};
 
@@ -12,17 +13,18 @@ use crate::up::{Asked, Signals, UpError, bind_listeners, raise_file_limit};
 const DRAIN: Duration = Duration::from_secs(40);
 
 /// The router's snapshot of a topology.
-pub(crate) fn snapshot(topology: &Topology) -> Result<Snapshot, UpError> {
+pub(crate) fn snapshot(topology: &Topology, table: &Table) -> Result<Snapshot, UpError> {
     let settings = router::Settings::from_stack(topology.stack());
-    Snapshot::new(topology, settings).map_err(|error| UpError::Router { message: error.to_string() })
+    Snapshot::with_table(table, topology, settings).map_err(|error| UpError::Router { message: error.to_string() })
 }
 
-/// Routes requests to a topology's processes until SIGINT or SIGTERM. At SIGHUP `reload` is asked for the topology anew; what it
+/// Routes requests to a topology's processes, by the endpoint table of their Synapse, until SIGINT or SIGTERM. At SIGHUP `reload` is asked for the topology anew; what it
 /// complains of is logged, and everything stays as it was.
 ///
 /// `ready` is called once requests are taken. It must run in a multi-threaded tokio runtime.
 pub async fn route(
     topology: &Topology,
+    table: &Table,
     options: router::Options,
     ready: impl FnOnce(),
     mut reload: impl FnMut() -> Result<Topology, String>,
@@ -31,7 +33,7 @@ pub async fn route(
         Signals::new().map_err(|source| UpError::System { action: "handle signals", source })?;
     raise_file_limit();
     let listeners = bind_listeners(topology).await?;
-    let router = Router::start(snapshot(topology)?, options)
+    let router = Router::start(snapshot(topology, table)?, options)
         .map_err(|error| UpError::Router { message: error.to_string() })?;
     tokio::spawn(router.serve(listeners.public));
     if let Some(metrics) = listeners.metrics {
@@ -42,7 +44,7 @@ pub async fn route(
         if let Asked::End(_) = signals.next().await {
             break;
         }
-        let new = reload().and_then(|topology| snapshot(&topology).map_err(|error| error.to_string()));
+        let new = reload().and_then(|topology| snapshot(&topology, table).map_err(|error| error.to_string()));
         match new {
             Ok(snapshot) => {
                 router.reload(snapshot);

@@ -14,6 +14,7 @@ use config::secrets::{Secret, SecretError};
 use model::{Address, Instance, Layout, Topology};
 use nix::sys::signal::Signal;
 use router::{AccessLog, Router};
+use routes::Table;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
@@ -469,7 +470,7 @@ async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>
     let applied = Applied::load(layout)?;
     let agreement = state::agreement(topology);
 
-    let router = start_router(topology, layout, listeners)?;
+    let router = start_router(topology, layout, endpoints(&programs.synapse, &control.teller), listeners)?;
     let units = units(options, &programs, &launcher, &secrets.database_password.path)?;
     let plan = Plan {
         layout: layout.clone(),
@@ -581,10 +582,29 @@ fn fork_server_program(layout: &Layout) -> PathBuf {
     layout.config().join("forkserver.py")
 }
 
+/// The endpoint table of the Synapse that runs. It is the user's to choose, so there may be none.
+fn endpoints(synapse: &str, teller: &Teller) -> &'static Table {
+    let table = Table::closest(synapse);
+    if Table::for_version(synapse).is_none() {
+        let text = format!(
+            "there is no endpoint table of Synapse {synapse}; routing by that of {}. `matrix-stack routes extract` and \
+             `routes diff` show what differs",
+            table.version()
+        );
+        teller.tell(Event::Note { text });
+    }
+    table
+}
+
 /// Starts the router, which holds every request until its processes are there.
-fn start_router(topology: &Topology, layout: &Layout, listeners: Listeners) -> Result<Router, UpError> {
+fn start_router(
+    topology: &Topology,
+    layout: &Layout,
+    table: &Table,
+    listeners: Listeners,
+) -> Result<Router, UpError> {
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
-    let snapshot = route::snapshot(topology)?;
+    let snapshot = route::snapshot(topology, table)?;
     let options =
         router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
     let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;

@@ -17,11 +17,12 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
             Transport::Epoll => router::Transport::Epoll,
         },
     };
+    let table = super::routes::version(&arguments.synapse, &topology)?;
     let address = topology.stack().listen.address.clone();
     let ready = || eprintln!("routing at http://{address}; SIGHUP reloads, SIGTERM stops");
     let reload = || self::topology(arguments, stack).map_err(|error| format!("{error:#}"));
     super::block_on(async {
-        runtime::route(&topology, options, ready, reload).await?;
+        runtime::route(&topology, &table, options, ready, reload).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -6,21 +6,25 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use model::{Preset, Topology};
-use routes::{Explanation, Features, Matcher, Options, Table};
+use model::{Preset, Role, Topology};
+use routes::{Decision, Explanation, Expression, Features, Matcher, Options, Table, Target};
+use runtime::launch::Launcher;
 use serde_json::json;
 
-use crate::args::{Routes, StackArguments};
+use crate::args::{Audit, Routes, StackArguments, Synapse};
 use crate::place::Place;
 
 pub(crate) fn routes(command: &Routes, stack: &StackArguments) -> anyhow::Result<()> {
     match command {
-        Routes::Explain { method, path, json } => {
-            let explanation = matcher(&topology(stack)?)?.explain(&method.to_ascii_uppercase(), path);
+        Routes::Explain { method, path, synapse, json } => {
+            let topology = topology(stack)?;
+            let matcher = compile(&*version(synapse, &topology)?, &topology)?;
+            let explanation = matcher.explain(&method.to_ascii_uppercase(), path);
             if json.json { super::print_json(&explanation) } else { super::print(&describe(&explanation)) }
         }
-        Routes::List { json } => {
-            let matcher = matcher(&topology(stack)?)?;
+        Routes::List { synapse, json } => {
+            let topology = topology(stack)?;
+            let matcher = compile(&*version(synapse, &topology)?, &topology)?;
             if json.json { super::print_json(&rows(&matcher)) } else { super::print(&list(&matcher)) }
         }
         Routes::Extract { python } => super::print(&extract(python)?),
@@ -33,7 +37,55 @@ pub(crate) fn routes(command: &Routes, stack: &StackArguments) -> anyhow::Result
                 difference.to_string()
             })
         }
+        Routes::Audit(arguments) => {
+            let found = audit(arguments, stack)?;
+            if arguments.json.json {
+                super::print_json(&found)
+            } else {
+                super::print(&if arguments.markdown { found.markdown() } else { found.to_string() })
+            }
+        }
     }
+}
+
+/// Measures what is named, or else the stack's own routing.
+fn audit(arguments: &Audit, stack: &StackArguments) -> anyhow::Result<routes::Audit> {
+    let topology = topology(stack)?;
+    let table = version(&arguments.synapse, &topology)?;
+    if arguments.workers.is_empty() {
+        // What is measured is where requests go, not whether they are let in.
+        let options = Options {
+            admin_open: true,
+            features: options(&topology).features.with("matrix_authentication_service.enabled"),
+        };
+        let matcher = Matcher::compile(&table, &topology, &options)?;
+        return Ok(routes::Audit::of_decisions(&table, |method, path| {
+            matches!(
+                matcher.decide(method.name(), path),
+                Decision::Forward(forward) if forward.route.primary() != Role::Main
+            )
+        }));
+    }
+    let mut expressions = Vec::new();
+    for (parts, target) in [
+        (&arguments.workers, Target::Worker),
+        (&arguments.get, Target::WorkerForGet),
+        (&arguments.main, Target::Main),
+    ] {
+        for part in parts {
+            let name = part.file.display().to_string();
+            let text = std::fs::read(&part.file).with_context(|| format!("{name} cannot be read"))?;
+            let found = Expression::find_all(&name, &String::from_utf8_lossy(&text), &part.lines, target);
+            if found.is_empty() {
+                bail!(
+                    "no expression is in {name}: one begins a word, as `^/_matrix/`, `(/_matrix/`, `/_matrix/` or the \
+                     same with `_synapse`, and stands in no comment"
+                );
+            }
+            expressions.extend(found);
+        }
+    }
+    Ok(routes::Audit::of_expressions(&table, &expressions))
 }
 
 /// Every route that a stack's processes serve, for programs.
@@ -113,6 +165,21 @@ fn table(name: &str) -> anyhow::Result<Cow<'static, Table>> {
     Ok(Cow::Owned(Table::parse(&text)?))
 }
 
+/// The table that is asked about.
+pub(crate) fn version(synapse: &Synapse, topology: &Topology) -> anyhow::Result<Cow<'static, Table>> {
+    if let Some(name) = &synapse.synapse {
+        return table(name);
+    }
+    Ok(Cow::Borrowed(match &topology.stack().synapse.python {
+        None => runtime::install::endpoints(),
+        Some(python) => {
+            let version = runtime::install::check_python(python, &Launcher::this_program())
+                .context("the stack brings a Synapse of its own; name its version with `--synapse`")?;
+            Table::closest(&version)
+        }
+    }))
+}
+
 /// The topology that routes are explained for: the stack's, and every role's where there is no stack at hand.
 fn topology(stack: &StackArguments) -> anyhow::Result<Topology> {
     let mut place = Place::find(stack)?;
@@ -122,12 +189,19 @@ fn topology(stack: &StackArguments) -> anyhow::Result<Topology> {
     place.plan()
 }
 
-/// The matcher of a topology.
+/// The matcher of a topology, for the Synapse that `up` installs. Fails if the topology cannot be routed to.
 pub(crate) fn matcher(topology: &Topology) -> anyhow::Result<Matcher> {
+    compile(runtime::install::endpoints(), topology)
+}
+
+fn compile(table: &Table, topology: &Topology) -> anyhow::Result<Matcher> {
+    Ok(Matcher::compile(table, topology, &options(topology))?)
+}
+
+fn options(topology: &Topology) -> Options {
     let stack = topology.stack();
-    let options = Options {
+    Options {
         admin_open: stack.listen.admin_api,
         features: Features::from_synapse_options(&stack.synapse.extra),
-    };
-    Ok(Matcher::compile(Table::newest(), topology, &options)?)
+    }
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use routes::Table;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -81,6 +82,11 @@ pub const ENVOY: Lock = Lock {
     space_mib: 250,
     modules: "envoy",
 };
+
+/// The endpoint table of the Synapse that a stack runs which does not bring its own.
+pub fn endpoints() -> &'static Table {
+    SYNAPSE.version("matrix-synapse").map_or_else(Table::newest, Table::closest)
+}
 
 impl Lock {
     /// The version of a package in the lock, if it has the same one everywhere.

