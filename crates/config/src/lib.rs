@@ -222,10 +222,16 @@ fn paths(stack: &mut Stack) -> Vec<(String, &mut PathBuf)> {
         ("media.store_path", &mut stack.media.store_path),
     ];
     let others = others.into_iter().filter_map(|(field, path)| Some((field.to_owned(), path.as_mut()?)));
+    let tls = stack
+        .listen
+        .tls
+        .iter_mut()
+        .flat_map(|tls| [("certificate", &mut tls.certificate), ("private_key", &mut tls.private_key)]);
+    let tls = tls.map(|(field, path)| (format!("listen.tls.{field}"), path));
     let secrets = secrets
         .into_iter()
         .filter_map(|(field, source)| Some((format!("secrets.{field}.file"), &mut source.as_mut()?.file)));
-    others.chain(secrets).collect()
+    others.chain(tls).chain(secrets).collect()
 }
 
 /// Text that may hold as much of the file as somebody wrote, cut to what a person reads.

@@ -66,7 +66,7 @@ fn init_loads_with_everything_uncommented() {
     // What init shows as a default is the default.
     let mut stack = loaded.stack;
     assert_eq!(stack.network, model::Network::default());
-    stack.listen.metrics = None;
+    (stack.listen.metrics, stack.listen.tls) = (None, None);
     assert_eq!(stack.listen, model::Listen::default());
 }
 
@@ -74,12 +74,14 @@ fn init_loads_with_everything_uncommented() {
 fn relative_paths_count_from_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("stack.yaml");
-    fs::write(&file, "server_name: a.b\ndata_dir: data\nsecrets:\n  form_secret: {file: ../x}\n  signing_key: {file: /k}\n")
+    fs::write(&file, "server_name: a.b\ndata_dir: data\nsecrets:\n  form_secret: {file: ../x}\n  signing_key: {file: /k}\nlisten:\n  tls: {certificate: c.pem, private_key: /p.pem}\n")
         .unwrap();
     let stack = config::load(&file).unwrap().stack;
     assert_eq!(stack.data_dir, Some(dir.path().join("data")));
     assert_eq!(stack.secrets.form_secret.unwrap().file, dir.path().join("../x"));
     assert_eq!(stack.secrets.signing_key.unwrap().file, PathBuf::from("/k"));
+    let tls = stack.listen.tls.unwrap();
+    assert_eq!((tls.certificate, tls.private_key), (dir.path().join("c.pem"), PathBuf::from("/p.pem")));
 }
 
 #[test]

@@ -24,6 +24,6 @@ pub use sizing::{Estimate, Machine, Recommendation, UserLoad, choose_preset, est
 pub use stack::{
     Caches, Database, Federation, Hosts, InvalidServerName, Listen, MAX_WORKERS_PER_GROUP, Media, Network,
     OWNED_SYNAPSE_OPTIONS, Pool, Postgres, Redis, RedisServer, Registration, SecretSource, Secrets,
-    ServerName, Stack, Synapse, Tcp, WellKnown, WorkerGroup,
+    ServerName, Stack, Synapse, Tcp, Tls, WellKnown, WorkerGroup,
 };
 pub use topology::{Address, App, Group, Instance, Topology, Violation};

@@ -105,7 +105,8 @@ impl Stack {
         match &self.public_base_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!(
-                "http://{}",
+                "{}://{}",
+                if self.listen.tls.is_some() { "https" } else { "http" },
                 self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost")
             ),
         }
@@ -233,6 +234,22 @@ pub struct Listen {
     /// Whether to take the client's address from `X-Forwarded-For`. Say yes only if every request comes through
     /// a proxy of yours that sets it.
     pub trust_forwarded_for: bool,
+    /// TLS on the public address, with HTTP/2 for clients that speak it. Default: plain HTTP, for a proxy of yours in front.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+/// The certificate of the public address. Both files are looked at once a minute, and a certificate that was renewed is used
+/// from then on, without a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The file with the certificate and those that lead to its root, in PEM.
+    #[schemars(example = &"/etc/letsencrypt/live/matrix.example.org/fullchain.pem")]
+    pub certificate: PathBuf,
+    /// The file with the certificate's private key, in PEM.
+    #[schemars(example = &"/etc/letsencrypt/live/matrix.example.org/privkey.pem")]
+    pub private_key: PathBuf,
 }
 
 impl Default for Listen {
@@ -242,6 +259,7 @@ impl Default for Listen {
             metrics: None,
             admin_api: false,
             trust_forwarded_for: false,
+            tls: None,
         }
     }
 }

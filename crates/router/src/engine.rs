@@ -15,11 +15,15 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use uring::Ring;
 
+use crate::http2;
 use crate::proxy;
 use crate::state::{Phase, Shared, State};
+use crate::stream::Stream;
+use crate::tls::H2;
 use crate::upstream::{Loose, Pools};
 
 /// How bytes are moved.
@@ -46,6 +50,7 @@ struct Job {
     state: Shared,
     socket: Loose,
     peer: Peer,
+    tls: Option<TlsAcceptor>,
     count: Load,
 }
 
@@ -88,12 +93,12 @@ impl Engine {
     }
 
     /// Has a connection served by the thread that has the fewest. False if there is no thread any more.
-    pub(crate) fn serve(&self, state: Shared, socket: Loose, peer: Peer) -> bool {
+    pub(crate) fn serve(&self, state: Shared, socket: Loose, peer: Peer, tls: Option<TlsAcceptor>) -> bool {
         let connections = |thread: &&Thread| thread.connections.load(Ordering::Relaxed);
         let Some(thread) = self.threads.iter().min_by_key(connections) else { return false };
         thread.connections.fetch_add(1, Ordering::Relaxed);
         let count = Load(thread.connections.clone());
-        thread.jobs.send(Job { state, socket, peer, count }).is_ok()
+        thread.jobs.send(Job { state, socket, peer, tls, count }).is_ok()
     }
 }
 
@@ -200,16 +205,40 @@ impl Drop for Enlisted<'_> {
     }
 }
 
+async fn plain(worker: &Worker, state: &Shared, socket: Loose, peer: Peer) {
+    if let Ok(stream) = socket.bind(worker.ring.as_ref()) {
+        proxy::serve(worker, state, stream, peer).await;
+    }
+}
+
+/// A connection with TLS, which the client may use for HTTP/2.
+async fn encrypted(worker: &Rc<Worker>, state: &Shared, socket: Loose, tls: TlsAcceptor, peer: Peer) {
+    let within = state.active.load().settings().head_timeout;
+    let Ok(io) = socket.polled() else { return };
+    // Whoever does not get so far has not asked for anything.
+    let Ok(Ok(io)) = timeout(within, tls.accept(io)).await else {
+        state.metrics.malformed.inc();
+        return;
+    };
+    if io.get_ref().1.alpn_protocol() == Some(H2) {
+        http2::serve(worker, state, io, peer).await;
+    } else {
+        proxy::serve(worker, state, Stream::polled(io), peer).await;
+    }
+}
+
 /// The life of a connection on its thread.
 async fn connection(worker: Rc<Worker>, job: Job) {
-    let Job { state, socket, peer, count } = job;
+    let Job { state, socket, peer, tls, count } = job;
     let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let enlisted = Enlisted(&worker, worker.wakers.borrow_mut().insert(waker));
-    if let Ok(stream) = socket.bind(worker.ring.as_ref()) {
-        // A connection that is cut leaves its request's account to say so.
-        let serving = pin!(proxy::serve(&worker, &state, stream, peer));
-        let _ = worker.until(Phase::Cut, serving).await;
-    }
+    // A connection that is cut leaves its request's account to say so.
+    let _ = match tls {
+        Some(tls) => {
+            worker.until(Phase::Cut, Box::pin(encrypted(&worker, &state, socket, tls, peer)).as_mut()).await
+        }
+        None => worker.until(Phase::Cut, pin!(plain(&worker, &state, socket, peer))).await,
+    };
     drop((enlisted, count));
     state.connections.fetch_sub(1, Ordering::AcqRel);
     state.closed.notify_waiters();

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::engine::Peer;
 use crate::state::{Phase, Shared};
+use crate::tls::Tls;
 use crate::upstream::Socket;
 
 /// A listening socket.
@@ -149,8 +150,9 @@ fn spawn_connection(state: &Shared, socket: Socket, peer: Option<IpAddr>, purpos
     state.metrics.connections_opened.inc();
     // Counted before it is served, so that the limit holds and the end waits for it.
     state.connections.fetch_add(1, Ordering::AcqRel);
-    let peer = Peer { address: peer, proto: "http" };
-    let served = socket.loosen().is_ok_and(|socket| state.engine.serve(state.clone(), socket, peer));
+    let tls = state.active.load().snapshot.tls.as_ref().map(Tls::acceptor);
+    let peer = Peer { address: peer, proto: if tls.is_some() { "https" } else { "http" } };
+    let served = socket.loosen().is_ok_and(|socket| state.engine.serve(state.clone(), socket, peer, tls));
     if !served {
         state.connections.fetch_sub(1, Ordering::AcqRel);
         state.closed.notify_waiters();

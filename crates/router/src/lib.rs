@@ -19,6 +19,7 @@ mod front;
 mod headers;
 mod health;
 mod http1;
+mod http2;
 mod instance;
 mod key;
 mod metrics;
@@ -32,14 +33,15 @@ mod snapshot;
 mod state;
 mod stream;
 mod timer;
+mod tls;
 mod upstream;
 mod whoami;
 
 use std::future::Future;
 use std::io;
 use std::num::NonZero;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use model::{Address, Role};
@@ -55,6 +57,7 @@ pub use front::Listener;
 pub use instance::InstanceState;
 pub use settings::Settings;
 pub use snapshot::{Snapshot, SnapshotError};
+pub use tls::TlsError;
 
 use engine::Engine;
 use front::Purpose;
@@ -87,6 +90,20 @@ pub enum StartError {
     #[error("cannot start a thread: {0}; raise the limit of processes (ulimit -u)")]
     Thread(io::Error),
 }
+
+/// Looks for renewed certificates as long as the router lives.
+async fn renew_certificates(state: Weak<State>) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
+        let Some(state) = state.upgrade() else { return };
+        if let Some(tls) = &state.active.load().snapshot.tls {
+            tls.refresh();
+        }
+    }
+}
+
+/// How often the files of a certificate are looked at.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A router. Clones are handles of the same one; it ends when the last is dropped and its listeners have stopped.
 #[derive(Clone, Debug)]
@@ -162,6 +179,7 @@ impl Router {
         for (instance, _) in &router.state.active.load().instances {
             health::start(&router.state, instance);
         }
+        tokio::spawn(renew_certificates(Arc::downgrade(&router.state)));
         Ok(router)
     }
 

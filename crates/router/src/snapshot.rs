@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Address, Balance, ROLES, Role, Topology};
+use model::{Address, Balance, ROLES, Role, Stack, Topology};
 use routes::{Features, Matcher, Route, Table, well_known};
 
 use crate::instance::Instance;
 use crate::settings::Settings;
+use crate::tls::{Tls, TlsError};
 
 /// The endpoint table, the instances and the settings that a router works by.
 pub struct Snapshot {
@@ -18,6 +19,7 @@ pub struct Snapshot {
     pub(crate) members: Vec<Member>,
     pub(crate) well_known_client: Bytes,
     pub(crate) well_known_server: Option<Bytes>,
+    pub(crate) tls: Option<Tls>,
 }
 
 /// An instance that takes requests.
@@ -62,7 +64,14 @@ impl Snapshot {
                 .collect(),
             well_known_client: documents.client.to_string().into(),
             well_known_server: documents.server.map(|document| document.to_string().into()),
+            tls: None,
         })
+    }
+
+    /// The same with the stack's certificate, which is read from its files.
+    pub fn with_tls(mut self, stack: &Stack) -> Result<Self, TlsError> {
+        self.tls = stack.listen.tls.as_ref().map(Tls::load).transpose()?;
+        Ok(self)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use uring::Ring;
 
 use crate::instance::Instance;
-use crate::stream::Stream;
+use crate::stream::{Io, Stream};
 
 /// A connection to an instance, on which one request at a time is sent.
 pub(crate) struct Upstream {
@@ -71,6 +71,14 @@ impl Socket {
 }
 
 impl Loose {
+    /// The socket, as tokio reads and writes it.
+    pub(crate) fn polled(self) -> io::Result<Box<dyn Io>> {
+        Ok(match self {
+            Self::Tcp(stream) => Box::new(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Box::new(UnixStream::from_std(stream)?),
+        })
+    }
+
     /// Binds the socket to this thread: to its ring, if it has one.
     pub(crate) fn bind(self, ring: Option<&Ring>) -> io::Result<Stream> {
         // A ring waits by itself, unless the socket says that it must not.

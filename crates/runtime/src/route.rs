@@ -14,8 +14,11 @@ const DRAIN: Duration = Duration::from_secs(40);
 
 /// The router's snapshot of a topology.
 pub(crate) fn snapshot(topology: &Topology, table: &Table) -> Result<Snapshot, UpError> {
-    let settings = router::Settings::from_stack(topology.stack());
-    Snapshot::with_table(table, topology, settings).map_err(|error| UpError::Router { message: error.to_string() })
+    let stack = topology.stack();
+    Snapshot::with_table(table, topology, router::Settings::from_stack(stack))
+        .map_err(|error| UpError::Router { message: error.to_string() })?
+        .with_tls(stack)
+        .map_err(UpError::Tls)
 }
 
 /// Routes requests to a topology's processes, by the endpoint table of their Synapse, until SIGINT or SIGTERM. At SIGHUP `reload` is asked for the topology anew; what it

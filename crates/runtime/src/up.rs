@@ -213,6 +213,9 @@ pub enum UpError {
         /// What it said last.
         output: String,
     },
+    /// The certificate of the public address cannot be used.
+    #[error(transparent)]
+    Tls(router::TlsError),
     /// The system refused something basic.
     #[error(
         "cannot {action}: {source}; see whether this machine is short of processes or open files (`ulimit -a`)"

@@ -18,8 +18,8 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
         },
     };
     let table = super::routes::version(&arguments.synapse, &topology)?;
-    let address = topology.stack().listen.address.clone();
-    let ready = || eprintln!("routing at http://{address}; SIGHUP reloads, SIGTERM stops");
+    let url = topology.stack().base_url();
+    let ready = || eprintln!("routing at {url}; SIGHUP reloads, SIGTERM stops");
     let reload = || self::topology(arguments, stack).map_err(|error| format!("{error:#}"));
     super::block_on(async {
         runtime::route(&topology, &table, options, ready, reload).await?;
