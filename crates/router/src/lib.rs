@@ -44,8 +44,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use model::{Address, Role};
-use routes::CLASSES;
+use routes::{CLASSES, Class, Decision};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -61,6 +62,9 @@ pub use tls::TlsError;
 
 use engine::Engine;
 use front::Purpose;
+use http1::{HeadLimits, RequestHead};
+use key::Known;
+use pick::{Choice, Pick};
 use snapshot::Active;
 use state::{Phase, Shared, State};
 
@@ -110,6 +114,10 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Router {
     state: Shared,
 }
+
+/// The head of a request, for [`Router::decide`].
+#[derive(Debug)]
+pub struct Head(RequestHead);
 
 /// An instance, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -286,6 +294,29 @@ impl Router {
     /// The text of `/metrics`.
     pub fn metrics(&self) -> String {
         self.state.metrics_text()
+    }
+
+    /// Reads the head of a request: its lines, and the empty one behind them. None if it breaks HTTP or is incomplete.
+    pub fn read_head(&self, head: &Bytes) -> Option<Head> {
+        let active = self.state.active.load();
+        let settings = active.settings();
+        let limits = HeadLimits { bytes: settings.max_head_bytes, headers: settings.max_headers };
+        RequestHead::parse(&mut head.clone(), limits).ok()?.map(Head)
+    }
+
+    /// Where a request would go now: its class, the role and the instance. None where it would not be forwarded, or
+    /// nobody could take it. A user whom only Synapse could name counts as unknown.
+    pub fn decide(&self, Head(head): &Head) -> Option<(&'static Class, Role, Arc<str>)> {
+        let active = &*self.state.active.load();
+        let Decision::Forward(forward) = active.snapshot.matcher.decide(head.method.as_str(), head.target()) else {
+            return None;
+        };
+        let (chain, class) = (&forward.route.chain, forward.route.class);
+        let key = active.is_hashed(forward.route).then(|| key::of(head, &forward, None));
+        let key = if let Some(Known::Key(hash, _)) = key { Some(hash) } else { None };
+        let choice = Choice { active, chain, class, key, tried: &[] };
+        let Pick::Got(place, role) = choice.pick(&self.state, true) else { return None };
+        Some((class, role, place.instance().name.clone()))
     }
 
     /// Whether every kind of request can be served now; else the roles that nobody can stand in for.
