@@ -54,7 +54,8 @@ fn main() {
 
 #[divan::bench(args = REQUESTS.iter().map(|(method, target, _)| format!("{method} {target}")))]
 fn route(bencher: divan::Bencher<'_, '_>, request: &str) {
-    let matcher = Matcher::compile(Table::newest(), &topology(), &routes::Options::default()).expect("a matcher");
+    let matcher =
+        Matcher::compile(Table::newest(), &topology(), &routes::Options::default()).expect("a matcher");
     let (method, target) = request.split_once(' ').expect("a request");
     bencher.bench_local(|| {
         let decision = divan::black_box(&matcher).decide(divan::black_box(method), divan::black_box(target));
