@@ -716,10 +716,10 @@ def verify_signed(value: dict[str, Any], who: str, key_name: str, public: str) -
 
 
 class Keys:
-    """An Ed25519 key that signs as Matrix wants it."""
+    """An Ed25519 key that signs as Matrix wants it: a new one, unless there is a seed."""
 
-    def __init__(self) -> None:
-        self.private = ECC.generate(curve="Ed25519")
+    def __init__(self, seed: bytes | None = None) -> None:
+        self.private = ECC.construct(curve="Ed25519", seed=seed) if seed else ECC.generate(curve="Ed25519")
         self.public = base64_of(self.private.public_key().export_key(format="raw"))
 
     def sign(self, value: dict[str, Any], who: str, key_name: str) -> dict[str, Any]:
@@ -727,6 +727,21 @@ class Keys:
         signatures = value.setdefault("signatures", {}).setdefault(who, {})
         signatures[key_name] = base64_of(signature)
         return value
+
+
+def new_device(user: str, device: str, keys: Keys, count: int) -> dict[str, Any]:
+    """What a new device uploads: its own keys, and so many one-time keys, signed by them."""
+    name = f"ed25519:{device}"
+    device_keys = {
+        "user_id": user,
+        "device_id": device,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "keys": {name: keys.public, f"curve25519:{device}": Keys().public},
+    }
+    one_time = {
+        f"signed_curve25519:AAAA{n}": keys.sign({"key": Keys().public}, user, name) for n in range(count)
+    }
+    return {"device_keys": keys.sign(device_keys, user, name), "one_time_keys": one_time}
 
 
 @step("sync_starts")
@@ -737,24 +752,10 @@ async def one_time_keys(c: Context) -> str:
     http, session = await second_device(b, "keys")
     device, keys = session["device_id"], Keys()
     name = f"ed25519:{device}"
-    device_keys = keys.sign(
-        {
-            "user_id": b.id,
-            "device_id": device,
-            "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
-            "keys": {name: keys.public, f"curve25519:{device}": Keys().public},
-        },
-        b.id,
-        name,
-    )
-    one_time = {
-        f"signed_curve25519:AAAA{n}": keys.sign({"key": Keys().public}, b.id, name) for n in range(count)
-    }
+    body = new_device(b.id, device, keys, count)
+    one_time = body["one_time_keys"]
     fallback = {"signed_curve25519:FALL": keys.sign({"key": Keys().public, "fallback": True}, b.id, name)}
-    uploaded = await http.post(
-        f"{CLIENT}/keys/upload",
-        {"device_keys": device_keys, "one_time_keys": one_time, "fallback_keys": fallback},
-    )
+    uploaded = await http.post(f"{CLIENT}/keys/upload", {**body, "fallback_keys": fallback})
     counts = uploaded["one_time_key_counts"]
     check(counts.get("signed_curve25519") == count, f"the server counts {counts}")
 
