@@ -382,7 +382,15 @@ class User:
 
     async def joined(self, room: str) -> None:
         """Waits until the user's own sync shows the room as joined."""
-        await self.inbox.until(f"its own join of {room}", lambda: room in self.client.rooms)
+        try:
+            await self.inbox.until(f"its own join of {room}", lambda: room in self.client.rooms)
+        except StepFailed as reason:
+            listed = room in (await self.http.get(f"{CLIENT}/joined_rooms"))["joined_rooms"]
+            told = sorted({entry.kind for entry in self.inbox.entries if entry.room == room})
+            raise StepFailed(
+                f"{reason}; the server {'lists' if listed else 'does not list'} it as joined, "
+                f"and has told of it by sync as {told or 'nothing'}"
+            ) from reason
 
     async def eventually(
         self,
