@@ -148,6 +148,17 @@ async def join_by_alias(c: Context) -> str:
 
 @step(
     "join_by_alias",
+    served=[("GET", "/_matrix/federation/v1/timestamp_to_event/", "federation_reader", "a")],
+)
+async def moment_before_the_join(c: Context) -> None:
+    """The event at a time that only the other server knows about."""
+    path = f"/_matrix/client/v1/rooms/{q(c.rooms['town'])}/timestamp_to_event"
+    found = await c.b.http.get(path, params={"ts": "0", "dir": "f"})
+    check("event_id" in found, f"no event at that moment: {found}")
+
+
+@step(
+    "join_by_alias",
     served=[
         ("PUT", "/_matrix/federation/v1/send/", "federation_inbound", "a"),
         ("PUT", "/_matrix/federation/v1/send/", "federation_inbound", "b"),
@@ -188,17 +199,6 @@ async def backfill(c: Context) -> str:
 
     await c.b.eventually("the whole history", complete)
     return f"{EARLIER_MESSAGES} messages from before the join"
-
-
-@step(
-    "join_by_alias",
-    served=[("GET", "/_matrix/federation/v1/timestamp_to_event/", "federation_reader", "a")],
-)
-async def moment_before_the_join(c: Context) -> None:
-    """The event at a time that only the other server knows about."""
-    path = f"/_matrix/client/v1/rooms/{q(c.rooms['town'])}/timestamp_to_event"
-    found = await c.b.http.get(path, params={"ts": "0", "dir": "f"})
-    check("event_id" in found, f"no event at that moment: {found}")
 
 
 @step(
