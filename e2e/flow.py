@@ -27,10 +27,11 @@ import aiohttp
 
 import ledger
 import steps
-from harness import Http, StepFailed
+from harness import Http, Outcome, StepFailed
 
 # Browsers keep few connections, five people with several clients many.
 CONNECTIONS = 200
+STARTED = time.monotonic()
 
 
 def arguments() -> argparse.Namespace:
@@ -71,8 +72,27 @@ def accounts(path: Path, least: int) -> list[dict[str, str]]:
     return found
 
 
+def finish(outcomes: list[Outcome], report: Path | None, *, no_skips: bool = True) -> int:
+    """Writes and prints how the steps went, and says with which status to exit."""
+    counts = {kind: sum(o.outcome == kind for o in outcomes) for kind in ("pass", "fail", "skip")}
+    failed = counts["fail"] + (counts["skip"] if no_skips else 0)
+    if report:
+        steps = [dataclasses.asdict(outcome) for outcome in outcomes]
+        report.write_text(json.dumps({**counts, "steps": steps}, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{'FAIL' if failed else 'PASS'} {len(outcomes)} steps: {counts['pass']} passed, "
+        f"{counts['fail']} failed, {counts['skip']} skipped in {time.monotonic() - STARTED:.1f} s",
+        flush=True,
+    )
+    return 1 if failed else 0
+
+
+def quiet() -> None:
+    """matrix-nio tells on its log what the steps tell better."""
+    logging.getLogger("nio").setLevel(logging.CRITICAL)
+
+
 async def full(args: argparse.Namespace, http: Http) -> int:
-    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="flow-") as stores:
         context = steps.Context(
             http=http,
@@ -87,23 +107,7 @@ async def full(args: argparse.Namespace, http: Http) -> int:
         except (TimeoutError, asyncio.TimeoutError):
             print(f"FAIL the flow is not done after {args.seconds:g} s", flush=True)
             return 1
-    seconds = time.monotonic() - started
-    counts = {kind: sum(o.outcome == kind for o in outcomes) for kind in ("pass", "fail", "skip")}
-    failed = counts["fail"] + (counts["skip"] if args.no_skips else 0)
-    if args.report:
-        report = {
-            "url": args.url,
-            "seconds": round(seconds, 3),
-            **counts,
-            "steps": [dataclasses.asdict(outcome) for outcome in outcomes],
-        }
-        args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(
-        f"{'FAIL' if failed else 'PASS'} {len(outcomes)} steps: {counts['pass']} passed, "
-        f"{counts['fail']} failed, {counts['skip']} skipped in {seconds:.1f} s",
-        flush=True,
-    )
-    return 1 if failed else 0
+    return finish(outcomes, args.report, no_skips=args.no_skips)
 
 
 async def acked(args: argparse.Namespace, http: Http) -> int:
@@ -136,8 +140,7 @@ async def verify(args: argparse.Namespace, http: Http) -> int:
 
 async def main() -> int:
     args = arguments()
-    # matrix-nio tells on its log what the steps tell better.
-    logging.getLogger("nio").setLevel(logging.CRITICAL)
+    quiet()
     run = {"full": full, "acked": acked, "verify": verify}[args.command]
     connector = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(connector=connector) as session:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -29,6 +30,8 @@ REQUEST_SECONDS = 60
 POLL_MILLISECONDS = 10_000
 # How long one process may not know what another has changed.
 SETTLING_SECONDS = 10
+# How long after an answer its line is in the access log.
+LOG_SECONDS = 1
 # How long a step waits for something to show up in another user's sync.
 ARRIVAL_SECONDS = 30
 
@@ -379,7 +382,15 @@ class User:
 
     async def joined(self, room: str) -> None:
         """Waits until the user's own sync shows the room as joined."""
-        await self.inbox.until(f"its own join of {room}", lambda: room in self.client.rooms)
+        try:
+            await self.inbox.until(f"its own join of {room}", lambda: room in self.client.rooms)
+        except StepFailed as reason:
+            listed = room in (await self.http.get(f"{CLIENT}/joined_rooms"))["joined_rooms"]
+            told = sorted({entry.kind for entry in self.inbox.entries if entry.room == room})
+            raise StepFailed(
+                f"{reason}; the server {'lists' if listed else 'does not list'} it as joined, "
+                f"and has told of it by sync as {told or 'nothing'}"
+            ) from reason
 
     async def eventually(
         self,
@@ -406,6 +417,10 @@ class User:
         await self.client.close()
 
 
+# Method, a part of the path, the role whose process has to answer; with two servers, which of them.
+Served = tuple[str, str, str] | tuple[str, str, str, str]
+
+
 @dataclasses.dataclass
 class Outcome:
     """How one step went."""
@@ -414,6 +429,11 @@ class Outcome:
     outcome: str
     seconds: float
     detail: str
+    # When, as the router's access log writes it. A request's line may come a moment after its answer.
+    started: str
+    ended: str
+    # Who must have answered what meanwhile: for whoever has the access logs.
+    served: tuple[Served, ...]
 
 
 StepFunction = Callable[[Any], Awaitable[str | None]]
@@ -427,6 +447,7 @@ class Step:
     # Steps that must be over first, whatever came of them.
     after: tuple[str, ...]
     seconds: float
+    served: tuple[Served, ...]
 
 
 class Plan:
@@ -436,11 +457,16 @@ class Plan:
         self.steps: dict[str, Step] = {}
 
     def step(
-        self, *needs: str, after: Iterable[str] = (), seconds: float = 90
+        self,
+        *needs: str,
+        after: Iterable[str] = (),
+        seconds: float = 90,
+        served: Iterable[Served] = (),
     ) -> Callable[[StepFunction], StepFunction]:
         """Adds the function as a step that may take `seconds` once the steps it `needs` passed.
 
-        It also waits for the steps that it comes `after`, whether they pass or not.
+        It also waits for the steps that it comes `after`, whether they pass or not. `served` goes into the report: while
+        the step ran, each of these requests was made and answered, and by no other role.
         """
         later = tuple(after)
 
@@ -448,7 +474,7 @@ class Plan:
             name = run.__name__
             unknown = [need for need in (*needs, *later) if need not in self.steps]
             assert not unknown and name not in self.steps, (name, unknown)
-            self.steps[name] = Step(name, run, needs, later, seconds)
+            self.steps[name] = Step(name, run, needs, later, seconds, tuple(served))
             return run
 
         return add
@@ -477,7 +503,7 @@ class Plan:
         needed = [await tasks[need] for need in step.needs]
         await asyncio.gather(*(tasks[name] for name in step.after if name in tasks))
         missing = [need.name for need in needed if need.outcome not in ("pass", "skip")]
-        started = time.monotonic()
+        started, clock = time.monotonic(), _timestamp()
         if missing:
             outcome, detail = "fail", f"not run, for it needs {', '.join(missing)}"
         else:
@@ -492,12 +518,20 @@ class Plan:
                 outcome, detail = "fail", f"not done within {step.seconds:g} s"
             except Exception as error:  # One step's surprise must not hide the others' outcomes.
                 outcome, detail = "fail", f"{type(error).__name__}: {error}{_where(error)}"
-        result = Outcome(step.name, outcome, time.monotonic() - started, detail)
+        seconds = time.monotonic() - started
+        later = _timestamp(LOG_SECONDS)
+        result = Outcome(step.name, outcome, seconds, detail, clock, later, step.served)
         print(
             f"{outcome.upper()} {step.name:<24} {result.seconds:6.2f} s  {detail}",
             flush=True,
         )
         return result
+
+
+def _timestamp(later: float = 0) -> str:
+    """The time so many seconds from now, as the access log writes it."""
+    moment = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=later)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z"
 
 
 def _where(error: BaseException) -> str:

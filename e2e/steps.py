@@ -136,14 +136,14 @@ def room_path(room: str) -> str:
 # --- before anybody has logged in -------------------------------------------------------------
 
 
-@step()
+@step(served=[("GET", "/_matrix/client/versions", "client_reader")])
 async def versions(c: Context) -> str:
     c.versions = await c.http.get("/_matrix/client/versions")
     check("v1.11" in c.versions["versions"], f"v1.11 is not among {c.versions['versions']}")
     return f"up to {c.versions['versions'][-1]}"
 
 
-@step()
+@step(served=[("GET", "/login", "client_reader")])
 async def login_flows(c: Context) -> None:
     flows = ok(await c.users[0].client.login_info()).flows
     check("m.login.password" in flows, f"no login by password among {flows}")
@@ -163,7 +163,12 @@ async def refusals(c: Context) -> None:
     await http.call("PATCH", f"{CLIENT}/login", {}, expect=405, errcode="M_UNRECOGNIZED")
 
 
-@step()
+@step(
+    served=[
+        ("GET", "/_matrix/federation/v1/version", "federation_reader"),
+        ("GET", "/_matrix/key/v2/server", "federation_reader"),
+    ],
+)
 async def federation_public(c: Context) -> str:
     """What other servers may ask without a signature, and that they need one for the rest."""
     version = (await c.http.get("/_matrix/federation/v1/version"))["server"]
@@ -234,7 +239,7 @@ async def register(c: Context) -> str:
     return f"{made} new"
 
 
-@step("register")
+@step("register", served=[("POST", "/login", "client_reader")])
 async def login(c: Context) -> None:
     await asyncio.gather(*(user.login() for user in c.users))
     await c.http.post(
@@ -249,7 +254,7 @@ async def login(c: Context) -> None:
     )
 
 
-@step("login")
+@step("login", served=[("GET", "/account/whoami", "client_reader")])
 async def whoami(c: Context) -> None:
     async def one(user: User) -> None:
         answer = ok(await user.client.whoami())
@@ -261,7 +266,7 @@ async def whoami(c: Context) -> None:
     await asyncio.gather(*map(one, c.users))
 
 
-@step("login")
+@step("login", served=[("GET", "/capabilities", "client_reader")])
 async def capabilities(c: Context) -> str:
     answer = (await c.users[0].http.get(f"{CLIENT}/capabilities"))["capabilities"]
     versions = answer["m.room_versions"]["available"]
@@ -270,7 +275,13 @@ async def capabilities(c: Context) -> str:
     return f"rooms of version {answer['m.room_versions']['default']} by default"
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("POST", "/filter", "client_reader"),
+        ("GET", "/filter/", "client_reader"),
+    ],
+)
 async def filters(c: Context) -> None:
     user = c.users[0]
     room = {"timeline": {"limit": 3}}
@@ -279,7 +290,15 @@ async def filters(c: Context) -> None:
     check(got["room"] == room, f"the filter came back as {got}")
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("GET", "/account/3pid", "client_reader"),
+        ("POST", "/openid/request_token", "main"),
+        ("GET", "/_matrix/federation/v1/openid/userinfo", "main"),
+        ("GET", "/voip/turnServer", "client_reader"),
+    ],
+)
 async def account_endpoints(c: Context) -> None:
     user = c.users[1]
     check((await user.http.get(f"{CLIENT}/account/3pid"))["threepids"] == [], "3pids from nowhere")
@@ -292,7 +311,14 @@ async def account_endpoints(c: Context) -> None:
     await user.http.get(f"{CLIENT}/thirdparty/protocols")
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("PUT", "/pushrules/", "push_rules"),
+        ("DELETE", "/pushrules/", "push_rules"),
+        ("GET", "/pushrules/", "push_rules"),
+    ],
+)
 async def push_rules(c: Context) -> None:
     user = c.users[2]
     base = f"{CLIENT}/pushrules"
@@ -314,7 +340,14 @@ async def push_rules(c: Context) -> None:
     ok(await user.client.delete_pushrule("global", nio.PushRuleKind.override, f"nio{c.run}"))
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("POST", "/refresh", "main"),
+        ("GET", "timeout=5000", "sync"),
+        ("POST", "/logout", "main"),
+    ],
+)
 async def token_refresh(c: Context) -> None:
     """A device whose token is renewed goes on where it was."""
     user = c.users[4]
@@ -360,7 +393,14 @@ async def sync_starts(c: Context) -> None:
     await asyncio.gather(*map(one, c.users))
 
 
-@step("sync_starts")
+@step(
+    "sync_starts",
+    served=[
+        ("POST", "/createRoom", "room"),
+        ("POST", "/join/", "room"),
+        ("GET", "timeout=10000", "sync"),
+    ],
+)
 async def rooms(c: Context) -> str:
     """Rooms of several versions, entered by alias, by invitation and by ID."""
     owner, *others = c.users
@@ -401,7 +441,7 @@ async def side_room(c: Context) -> None:
     c.rooms["side"] = await make_room(a, [b, d], name=f"Side {c.run}", topic="Aside")
 
 
-@step("rooms")
+@step("rooms", served=[("PUT", "/send/m.room.message/", "room")])
 async def messages_sent(c: Context) -> str:
     """Two hundred messages by five users, in four rooms at once."""
 
@@ -433,7 +473,7 @@ def compare(what: str, room: str, senders: dict[str, list[str]], got: list[str])
         )
 
 
-@step("messages_sent")
+@step("messages_sent", served=[("GET", "timeout=10000", "sync")])
 async def messages_by_sync(c: Context) -> str:
     """Everybody was told every message by /sync, without gaps."""
 
@@ -460,7 +500,7 @@ async def read_room(http: Http, room: str, direction: str, limit: int) -> list[d
     raise StepFailed(f"/messages of {room} does not come to an end")
 
 
-@step("messages_sent")
+@step("messages_sent", served=[("GET", "/messages?", "room")])
 async def messages_by_pages(c: Context) -> None:
     """Everybody reads the same by /messages, in both directions."""
 
@@ -487,7 +527,7 @@ async def messages_by_pages(c: Context) -> None:
         check(forth[: len(pages[0])] == pages[0], f"/messages of {room} forwards differs from backwards")
 
 
-@step("side_room")
+@step("side_room", served=[("PUT", "/send/m.room.message/txn", "room")])
 async def transactions(c: Context) -> None:
     """The same transaction twice, at once and again, is one event."""
     user = c.users[0]
@@ -501,7 +541,16 @@ async def transactions(c: Context) -> None:
     check(await user.http.put(bare, body) == answers[0], "the unencoded path made another event")
 
 
-@step("side_room")
+@step(
+    "side_room",
+    served=[
+        ("PUT", "/send/m.reaction/", "room"),
+        ("PUT", "/redact/", "room"),
+        ("GET", "/relations/", "room"),
+        ("GET", "/threads", "room"),
+        ("GET", "/event/", "room"),
+    ],
+)
 async def edits_and_relations(c: Context) -> None:
     """Edits, reactions, threads and redactions, seen by another."""
     a, b, *_ = c.users
@@ -544,7 +593,7 @@ async def edits_and_relations(c: Context) -> None:
     check(gone["content"] == {}, f"the redacted event still says {gone['content']}")
 
 
-@step("side_room")
+@step("side_room", served=[("PUT", "/typing/", "typing")])
 async def typing(c: Context) -> None:
     a, b, d, *_ = c.users
     room = c.rooms["side"]
@@ -565,7 +614,13 @@ async def typing(c: Context) -> None:
         )
 
 
-@step("sync_starts")
+@step(
+    "sync_starts",
+    served=[
+        ("POST", "/receipt/", "receipts"),
+        ("POST", "/read_markers", "receipts"),
+    ],
+)
 async def receipts(c: Context) -> None:
     """Notification counts rise, receipts are seen by others, private ones are not."""
     a, b, d, *_ = c.users
@@ -602,7 +657,13 @@ async def receipts(c: Context) -> None:
     )
 
 
-@step("rooms")
+@step(
+    "rooms",
+    served=[
+        ("PUT", "/presence/", "presence"),
+        ("GET", "/presence/", "presence"),
+    ],
+)
 async def presence(c: Context) -> None:
     a, b, *_ = c.users
     status = f"writing {c.run}"
@@ -618,7 +679,16 @@ async def presence(c: Context) -> None:
     )
 
 
-@step("side_room")
+@step(
+    "side_room",
+    served=[
+        ("PUT", "/account_data/", "account_data"),
+        ("GET", "/account_data/", "account_data"),
+        ("PUT", "/tags/", "account_data"),
+        ("DELETE", "/tags/", "account_data"),
+        ("GET", "/tags", "account_data"),
+    ],
+)
 async def account_data(c: Context) -> None:
     """Global and room account data and tags come back by GET and by the user's own sync."""
     a, b, *_ = c.users
@@ -652,7 +722,7 @@ async def account_data(c: Context) -> None:
     )
 
 
-@step("sync_starts")
+@step("sync_starts", served=[("PUT", "/sendToDevice/test.direct/", "to_device")])
 async def to_device(c: Context) -> None:
     """A message to one device reaches that device, once, and no other."""
     a, b, *_ = c.users
@@ -716,10 +786,10 @@ def verify_signed(value: dict[str, Any], who: str, key_name: str, public: str) -
 
 
 class Keys:
-    """An Ed25519 key that signs as Matrix wants it."""
+    """An Ed25519 key that signs as Matrix wants it: a new one, unless there is a seed."""
 
-    def __init__(self) -> None:
-        self.private = ECC.generate(curve="Ed25519")
+    def __init__(self, seed: bytes | None = None) -> None:
+        self.private = ECC.construct(curve="Ed25519", seed=seed) if seed else ECC.generate(curve="Ed25519")
         self.public = base64_of(self.private.public_key().export_key(format="raw"))
 
     def sign(self, value: dict[str, Any], who: str, key_name: str) -> dict[str, Any]:
@@ -729,7 +799,29 @@ class Keys:
         return value
 
 
-@step("sync_starts")
+def new_device(user: str, device: str, keys: Keys, count: int) -> dict[str, Any]:
+    """What a new device uploads: its own keys, and so many one-time keys, signed by them."""
+    name = f"ed25519:{device}"
+    device_keys = {
+        "user_id": user,
+        "device_id": device,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "keys": {name: keys.public, f"curve25519:{device}": Keys().public},
+    }
+    one_time = {
+        f"signed_curve25519:AAAA{n}": keys.sign({"key": Keys().public}, user, name) for n in range(count)
+    }
+    return {"device_keys": keys.sign(device_keys, user, name), "one_time_keys": one_time}
+
+
+@step(
+    "sync_starts",
+    served=[
+        ("POST", "/keys/upload", "device_lists"),
+        ("POST", "/keys/query", "client_reader"),
+        ("POST", "/keys/claim", "client_reader"),
+    ],
+)
 async def one_time_keys(c: Context) -> str:
     """Keys are uploaded, queried and claimed; no one-time key is given out twice."""
     a, b, *_ = c.users
@@ -737,24 +829,10 @@ async def one_time_keys(c: Context) -> str:
     http, session = await second_device(b, "keys")
     device, keys = session["device_id"], Keys()
     name = f"ed25519:{device}"
-    device_keys = keys.sign(
-        {
-            "user_id": b.id,
-            "device_id": device,
-            "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
-            "keys": {name: keys.public, f"curve25519:{device}": Keys().public},
-        },
-        b.id,
-        name,
-    )
-    one_time = {
-        f"signed_curve25519:AAAA{n}": keys.sign({"key": Keys().public}, b.id, name) for n in range(count)
-    }
+    body = new_device(b.id, device, keys, count)
+    one_time = body["one_time_keys"]
     fallback = {"signed_curve25519:FALL": keys.sign({"key": Keys().public, "fallback": True}, b.id, name)}
-    uploaded = await http.post(
-        f"{CLIENT}/keys/upload",
-        {"device_keys": device_keys, "one_time_keys": one_time, "fallback_keys": fallback},
-    )
+    uploaded = await http.post(f"{CLIENT}/keys/upload", {**body, "fallback_keys": fallback})
     counts = uploaded["one_time_key_counts"]
     check(counts.get("signed_curve25519") == count, f"the server counts {counts}")
 
@@ -789,7 +867,13 @@ async def one_time_keys(c: Context) -> str:
     return f"{count} claimed at once, none twice, then the fallback key"
 
 
-@step("rooms")
+@step(
+    "rooms",
+    served=[
+        ("POST", "/keys/upload", "device_lists"),
+        ("GET", "/keys/changes", "client_reader"),
+    ],
+)
 async def device_lists(c: Context) -> None:
     """Who shares a room is told of a new device and of one that goes."""
     a, b, *_ = c.users
@@ -814,7 +898,15 @@ async def device_lists(c: Context) -> None:
     check(b.id in changes["changed"], f"/keys/changes says {changes}")
 
 
-@step("sync_starts")
+@step(
+    "sync_starts",
+    served=[
+        ("POST", "/keys/device_signing/upload", "device_lists"),
+        ("POST", "/room_keys/version", "client_reader"),
+        ("PUT", "/room_keys/keys/", "client_reader"),
+        ("GET", "/room_keys/keys/", "client_reader"),
+    ],
+)
 async def cross_signing(c: Context) -> None:
     """Cross-signing keys and the server-side key backup."""
     a, b = c.users[3], c.users[4]
@@ -852,7 +944,14 @@ async def cross_signing(c: Context) -> None:
     await a.http.delete(f"{CLIENT}/room_keys/version/{made['version']}")
 
 
-@step("side_room")
+@step(
+    "side_room",
+    served=[
+        ("PUT", "/send/m.room.encrypted/", "room"),
+        ("PUT", "/sendToDevice/m.room.encrypted/", "to_device"),
+        ("POST", "/keys/claim", "client_reader"),
+    ],
+)
 async def encrypted_room(c: Context) -> str:
     """matrix-nio's own encryption: the keys of three people's devices find each other."""
     if not ENCRYPTION_ENABLED:
@@ -882,7 +981,13 @@ async def encrypted_room(c: Context) -> str:
 # --- people -----------------------------------------------------------------------------------
 
 
-@step("rooms")
+@step(
+    "rooms",
+    served=[
+        ("PUT", "/profile/", "client_reader"),
+        ("GET", "/profile/", "client_reader"),
+    ],
+)
 async def profile(c: Context) -> None:
     a, b, *_ = c.users
     name = f"Ada {c.run}"
@@ -906,7 +1011,7 @@ async def profile(c: Context) -> None:
     )
 
 
-@step("profile")
+@step("profile", served=[("POST", "/user_directory/search", "user_dir")])
 async def user_directory(c: Context) -> None:
     a, b, *_ = c.users
 
@@ -951,7 +1056,15 @@ def media_path(uri: str, what: str = "download") -> str:
     return f"/_matrix/client/v1/media/{what}/{uri.removeprefix('mxc://')}"
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("POST", "/_matrix/media/v3/upload", "media_repository"),
+        ("GET", "/_matrix/client/v1/media/download/", "media_repository"),
+        ("GET", "/_matrix/client/v1/media/thumbnail/", "media_repository"),
+        ("GET", "/_matrix/client/v1/media/config", "media_repository"),
+    ],
+)
 async def media(c: Context) -> None:
     """A picture goes up, comes down as it was, and shrinks; strangers get nothing."""
     a, b, *_ = c.users
@@ -976,7 +1089,13 @@ async def media(c: Context) -> None:
     check(limits["m.upload.size"] > 0, f"the media configuration is {limits}")
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("POST", "/_matrix/media/v1/create", "media_repository"),
+        ("PUT", "/_matrix/media/v3/upload/", "media_repository"),
+    ],
+)
 async def media_created_first(c: Context) -> None:
     """A media ID first, its content later."""
     a, b, *_ = c.users
@@ -994,7 +1113,7 @@ async def _chunks(data: bytes) -> AsyncIterator[bytes]:
         yield data[start : start + CHUNK_BYTES]
 
 
-@step("login")
+@step("login", served=[("POST", "/_matrix/media/v3/upload", "media_repository")])
 async def media_chunked(c: Context) -> None:
     """An upload whose length is not told beforehand."""
     if not c.router:
@@ -1008,7 +1127,13 @@ async def media_chunked(c: Context) -> None:
     check(got == data, f"{len(got)} of {len(data)} bytes came back")
 
 
-@step("login")
+@step(
+    "login",
+    served=[
+        ("POST", "/_matrix/media/v3/upload", "media_repository"),
+        ("GET", "/_matrix/client/v1/media/download/", "media_repository"),
+    ],
+)
 async def media_large(c: Context) -> str:
     """Twenty megabytes, streamed up and down."""
     a, b, *_ = c.users
@@ -1046,7 +1171,13 @@ async def media_large(c: Context) -> str:
 # --- reading rooms in every way ---------------------------------------------------------------
 
 
-@step("messages_sent")
+@step(
+    "messages_sent",
+    served=[
+        ("GET", "/messages?", "room"),
+        ("GET", "full_state=true", "initial_sync"),
+    ],
+)
 async def sync_with_filter(c: Context) -> None:
     """Old sync: a short timeline with a way to the rest, full state, lazily loaded members."""
     user = c.users[1]
@@ -1099,7 +1230,7 @@ async def sync_with_filter(c: Context) -> None:
     check(members == {u.id for u in c.users}, f"full state has the members {members}")
 
 
-@step("messages_by_sync")
+@step("messages_by_sync", served=[("POST", "/org.matrix.simplified_msc3575/sync", "sync")])
 async def sliding_sync(c: Context) -> str:
     """Sliding sync: the window first, then only what is new, with its extensions."""
     c.feature("org.matrix.simplified_msc3575")
@@ -1167,7 +1298,7 @@ async def sliding_sync(c: Context) -> str:
     return f"slowest from send to sync {slowest:.2f} s"
 
 
-@step("messages_sent")
+@step("messages_sent", served=[("POST", "/_matrix/client/v3/search", "client_reader")])
 async def search(c: Context) -> None:
     user = c.users[3]
     room = c.rooms["default"]
@@ -1193,7 +1324,19 @@ async def search(c: Context) -> None:
     await user.eventually("the message in the search", found)
 
 
-@step("messages_sent")
+@step(
+    "messages_sent",
+    served=[
+        ("GET", "/event/", "room"),
+        ("GET", "/context/", "room"),
+        ("GET", "/state", "room"),
+        ("GET", "/members", "room"),
+        ("GET", "/timestamp_to_event", "room"),
+        ("GET", "/joined_rooms", "client_reader"),
+        ("GET", "/initialSync", "initial_sync"),
+        ("GET", "/notifications", "client_reader"),
+    ],
+)
 async def room_reading(c: Context) -> None:
     """One event, its surroundings, the state, the members, a moment in time."""
     user = c.users[2]
@@ -1230,7 +1373,15 @@ async def room_reading(c: Context) -> None:
     await user.http.get(f"{CLIENT}/notifications", params={"limit": "5"})
 
 
-@step("rooms")
+@step(
+    "rooms",
+    served=[
+        ("PUT", "/directory/room/", "client_reader"),
+        ("DELETE", "/directory/room/", "client_reader"),
+        ("GET", "/aliases", "room"),
+        ("POST", "/publicRooms", "client_reader"),
+    ],
+)
 async def directory(c: Context) -> None:
     """Aliases and the public room list."""
     a, b, *_ = c.users
@@ -1255,7 +1406,18 @@ async def directory(c: Context) -> None:
     await b.http.get(f"{CLIENT}/directory/room/{q(alias)}", expect=404, errcode="M_NOT_FOUND")
 
 
-@step("rooms")
+@step(
+    "rooms",
+    served=[
+        ("POST", "/kick", "room"),
+        ("POST", "/ban", "room"),
+        ("POST", "/unban", "room"),
+        ("POST", "/invite", "room"),
+        ("POST", "/knock/", "room"),
+        ("POST", "/leave", "room"),
+        ("POST", "/forget", "main"),
+    ],
+)
 async def membership(c: Context) -> None:
     """Kicks, bans, knocks, leaving and forgetting."""
     a, b, d, *_ = c.users
@@ -1289,7 +1451,69 @@ async def membership(c: Context) -> None:
     await d.http.get(f"{room_path(room)}/messages", params={"dir": "b"}, expect=403)
 
 
-@step("rooms")
+@step(
+    "rooms",
+    served=[
+        ("POST", "/knock/", "room"),
+        ("POST", "/join/", "room"),
+        ("PUT", "/state/m.room.join_rules", "room"),
+    ],
+)
+async def doors(c: Context) -> str:
+    """Knocks that are turned away and taken back, and rooms for the members of another room."""
+    a, b, d, *_ = c.users
+
+    async def becomes(user: User, room: str, membership: str, since: int) -> None:
+        await a.inbox.wait(
+            f"that {user.name} has become {membership}",
+            lambda e: (
+                e.kind == "timeline"
+                and e.room == room
+                and e.type == "m.room.member"
+                and e.body["state_key"] == user.id
+                and e.content["membership"] == membership
+            ),
+            since=since,
+        )
+
+    room = await make_room(a, [], name=f"Closed {c.run}")
+    ok(await a.client.room_put_state(room, "m.room.join_rules", {"join_rule": "knock"}))
+    for turned_away_by in (a, b):
+        mark, other = a.inbox.mark(), b.inbox.mark()
+        ok(await b.client.room_knock(room, "may I?"))
+        await becomes(b, room, "knock", mark)
+        if turned_away_by is a:
+            ok(await a.client.room_kick(room, b.id, "no"))
+        else:
+            ok(await b.client.room_leave(room))
+        await becomes(b, room, "leave", mark)
+        await b.inbox.wait("that", lambda e: e.kind == "leave" and e.room == room, since=other)
+        await b.http.post(f"{CLIENT}/join/{q(room)}", expect=403, errcode="M_FORBIDDEN")
+
+    club = await make_room(a, [b], name=f"Club {c.run}")
+    allow = [{"type": "m.room_membership", "room_id": club}]
+    for rule, version in (("restricted", "10"), ("restricted", "12"), ("knock_restricted", "11")):
+        room = await make_room(a, [], name=f"Members only {c.run}", room_version=version)
+        ok(await a.client.room_put_state(room, "m.room.join_rules", {"join_rule": rule, "allow": allow}))
+        await d.http.post(f"{CLIENT}/join/{q(room)}", expect=403, errcode="M_FORBIDDEN")
+        ok(await b.client.join(room))
+        await b.joined(room)
+        mark = a.inbox.mark()
+        if rule == "knock_restricted":
+            ok(await d.client.room_knock(room, "may I?"))
+            await becomes(d, room, "knock", mark)
+        else:
+            await d.http.post(f"{CLIENT}/knock/{q(room)}", expect=403, errcode="M_FORBIDDEN")
+    return "2 knocks in vain, 3 rooms for members"
+
+
+@step(
+    "rooms",
+    served=[
+        ("PUT", "/state/m.space.child/", "room"),
+        ("GET", "/hierarchy", "room"),
+    ],
+)
 async def spaces(c: Context) -> None:
     a, b, *_ = c.users
     space = ok(
@@ -1303,7 +1527,14 @@ async def spaces(c: Context) -> None:
     )
 
 
-@step("sync_starts")
+@step(
+    "sync_starts",
+    served=[
+        ("POST", "/upgrade", "main"),
+        ("POST", "/createRoom", "room"),
+        ("GET", "/state/m.room.create", "room"),
+    ],
+)
 async def room_upgrade(c: Context) -> None:
     """An old room becomes one of version 12; both know of each other."""
     a, b, *_ = c.users
@@ -1318,7 +1549,7 @@ async def room_upgrade(c: Context) -> None:
     check(create["room_version"] == "12" and create["predecessor"]["room_id"] == old, f"{create}")
 
 
-@step("side_room")
+@step("side_room", served=[("POST", "/report", "main")])
 async def reports(c: Context) -> None:
     a, b, *_ = c.users
     room = c.rooms["side"]
@@ -1331,7 +1562,15 @@ async def reports(c: Context) -> None:
 # --- what has to be switched on ---------------------------------------------------------------
 
 
-@step("side_room")
+@step(
+    "side_room",
+    served=[
+        ("PUT", "org.matrix.msc4140.delay=", "room"),
+        ("GET", "/org.matrix.msc4140/delayed_events", "client_reader"),
+        ("POST", "/restart", "client_reader"),
+        ("POST", "/cancel", "main"),
+    ],
+)
 async def delayed_events(c: Context) -> None:
     """Events sent later: by themselves, at once on demand, or not at all."""
     c.feature("org.matrix.msc4140")
@@ -1368,7 +1607,14 @@ async def delayed_events(c: Context) -> None:
     check(f"cancelled {c.run}" not in texts, f"{cancelled} was sent all the same")
 
 
-@step("side_room")
+@step(
+    "side_room",
+    served=[
+        ("PUT", "/subscription", "thread_subscriptions"),
+        ("GET", "/subscription", "thread_subscriptions"),
+        ("DELETE", "/subscription", "thread_subscriptions"),
+    ],
+)
 async def thread_subscriptions(c: Context) -> None:
     c.feature("org.matrix.msc4306")
     a, *_ = c.users
@@ -1382,7 +1628,13 @@ async def thread_subscriptions(c: Context) -> None:
     await a.http.settles(path, expect=404, errcode="M_NOT_FOUND")
 
 
-@step("side_room")
+@step(
+    "side_room",
+    served=[
+        ("POST", "/pushers/set", "main"),
+        ("GET", "/pushers", "main"),
+    ],
+)
 async def pushers(c: Context) -> str:
     """A pusher is kept, pushes for a message, and goes."""
     a, b = c.users[0], c.users[1]
@@ -1438,7 +1690,7 @@ async def pushers(c: Context) -> str:
 # --- the end ----------------------------------------------------------------------------------
 
 
-@step("login", after=["token_refresh"])
+@step("login", after=["token_refresh"], served=[("POST", "/account/password", "main")])
 async def password(c: Context) -> None:
     """The password changes and changes back; the old one is refused meanwhile."""
     user = c.users[4]
@@ -1463,7 +1715,15 @@ async def password(c: Context) -> None:
 
 # The two that follow have the server to themselves: when one of its processes invalidates several cache entries at the same
 # time, the others may never hear of some (docs/running.md, "What Synapse may forget").
-@step("login", after=list(plan.steps))
+@step(
+    "login",
+    after=list(plan.steps),
+    served=[
+        ("PUT", "/devices/", "device_lists"),
+        ("DELETE", "/devices/", "device_lists"),
+        ("POST", "/delete_devices", "device_lists"),
+    ],
+)
 async def devices(c: Context) -> None:
     """A second device comes, gets a name, and goes with the password only."""
     user = c.users[3]
@@ -1482,7 +1742,7 @@ async def devices(c: Context) -> None:
     await with_password(user, "POST", f"{CLIENT}/delete_devices", {"devices": [session["device_id"]]})
 
 
-@step("login", after=list(plan.steps))
+@step("login", after=list(plan.steps), served=[("POST", "/logout", "main")])
 async def logout(c: Context) -> None:
     """Everybody goes, one after the other, and nobody takes their tokens from then on."""
     await asyncio.gather(*(user.stop_sync() for user in c.users))

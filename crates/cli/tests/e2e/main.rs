@@ -4,6 +4,9 @@
 //! The tests share stacks and build on each other, so they run one after the other, in the order below. They have a
 //! `main` of their own, because what they started must be stopped at the end, whatever came of them.
 
+mod scenarios;
+mod served;
+mod servers;
 mod stack;
 mod system;
 mod trials;

@@ -43,20 +43,25 @@ impl Stack {
 
     /// A stack on a port that may be taken.
     pub(crate) fn at(preset: &'static str, port: u16) -> Self {
-        // Short, for the sockets' paths are limited to 107 bytes, and open, for PostgreSQL's user has to get in.
-        let directory = tempfile::Builder::new()
-            .prefix("ms-e2e-")
-            .tempdir_in("/tmp")
-            .expect("a temporary directory")
-            .keep();
-        fs::set_permissions(&directory, Permissions::from_mode(0o711)).expect("own directory");
-        MADE.lock().unwrap_or_else(PoisonError::into_inner).push(directory.clone());
+        let directory = made("ms-e2e-");
         let stack = Self { directory, port, preset };
-        // JSON is YAML.
-        let text = serde_json::to_string_pretty(&stack.file()).expect("JSON");
-        fs::write(stack.directory.join("stack.yaml"), text).expect("own directory");
+        stack.write(&stack.file());
         watch_over(&stack.directory);
         stack
+    }
+
+    /// Changes the stack file.
+    pub(crate) fn configure(&self, change: impl FnOnce(&mut Value)) {
+        let text = fs::read_to_string(self.directory.join("stack.yaml")).expect("own file");
+        let mut file = serde_json::from_str(&text).expect("own JSON");
+        change(&mut file);
+        self.write(&file);
+    }
+
+    fn write(&self, file: &Value) {
+        // JSON is YAML.
+        let text = serde_json::to_string_pretty(file).expect("JSON");
+        fs::write(self.directory.join("stack.yaml"), text).expect("own directory");
     }
 
     /// What the flows need: open registration, no rate limits, everything that can be switched on.
@@ -70,7 +75,7 @@ impl Stack {
             "registration": { "open": true },
             "synapse": { "extra": {
                 "max_event_delay_duration": "24h",
-                "experimental_features": { "msc4306_enabled": true },
+                "experimental_features": { "msc3814_enabled": true, "msc4306_enabled": true },
                 "refreshable_access_token_lifetime": "5m",
                 "room_list_publication_rules": [{ "action": "allow" }],
                 "user_directory": { "enabled": true, "search_all_users": true },
@@ -163,12 +168,17 @@ impl Stack {
 
     /// `e2e/flow.py` with these arguments.
     pub(crate) fn flow(&self, command: &str, people: &Path) -> Command {
-        let mut flow = Command::new(python());
-        flow.env("PYTHONDONTWRITEBYTECODE", "1")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/flow.py"))
-            .args([command, "--url", &self.url(), "--users"])
-            .arg(people);
+        let mut flow = script("flow.py");
+        flow.args([command, "--url", &self.url(), "--users"]).arg(people);
+        if command == "full" {
+            flow.arg("--report").arg(self.report());
+        }
         flow
+    }
+
+    /// Where the last whole flow wrote down how its steps went.
+    pub(crate) fn report(&self) -> PathBuf {
+        self.directory.join("flow.json")
     }
 
     /// The lines of the router's access log so far.
@@ -183,6 +193,16 @@ impl Stack {
 /// The password of a person of the tests.
 pub(crate) fn password(name: &str) -> String {
     format!("{name}'s password")
+}
+
+/// A new directory, which `clear_up` removes. It is short, for the sockets' paths are limited to 107 bytes, and open, for
+/// PostgreSQL's user has to get in.
+pub(crate) fn made(prefix: &str) -> PathBuf {
+    let directory =
+        tempfile::Builder::new().prefix(prefix).tempdir_in("/tmp").expect("a temporary directory").keep();
+    fs::set_permissions(&directory, Permissions::from_mode(0o711)).expect("own directory");
+    MADE.lock().unwrap_or_else(PoisonError::into_inner).push(directory.clone());
+    directory
 }
 
 /// Whether all of a stack is as it should be.
@@ -202,14 +222,7 @@ pub(crate) fn packages() -> &'static Path {
         if own && (open || !me.is_root()) {
             return lasting.join("packages");
         }
-        let directory = tempfile::Builder::new()
-            .prefix("ms-e2e-packages-")
-            .tempdir_in("/tmp")
-            .expect("a directory")
-            .keep();
-        fs::set_permissions(&directory, Permissions::from_mode(0o711)).expect("own directory");
-        MADE.lock().unwrap_or_else(PoisonError::into_inner).push(directory.clone());
-        directory
+        made("ms-e2e-packages-")
     })
 }
 
@@ -222,13 +235,25 @@ pub(crate) fn python() -> &'static Path {
     })
 }
 
-/// Stops the stack and removes its directory should this process end without having done so: a pipe tells the watch,
-/// which nothing can prevent.
+/// A file of the tests' clients.
+pub(crate) fn client_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e").join(name)
+}
+
+/// One of the clients that are written in Python.
+pub(crate) fn script(name: &str) -> Command {
+    let mut command = Command::new(python());
+    command.env("PYTHONDONTWRITEBYTECODE", "1").arg(client_file(name));
+    command
+}
+
+/// Stops the stack, and the proxy in front of it, and removes its directory should this process end without having done
+/// so: a pipe tells the watch, which nothing can prevent.
 fn watch_over(directory: &Path) {
     static WATCHES: Mutex<Vec<Child>> = Mutex::new(Vec::new());
     let mut watch = Command::new("sh");
     watch
-        .args(["-c", r#"cat; "$PROGRAM" down --config "$DIRECTORY/stack.yaml"; rm -rf "$DIRECTORY""#])
+        .args(["-c", r#"cat; "$PROGRAM" down --config "$DIRECTORY/stack.yaml"; kill "$(cat "$DIRECTORY/nginx.pid")"; rm -rf "$DIRECTORY""#])
         .env("PROGRAM", PROGRAM)
         .env("DIRECTORY", directory)
         .stdin(Stdio::piped())

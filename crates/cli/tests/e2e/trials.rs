@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::truth;
+use crate::{scenarios, served, truth};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -25,6 +25,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("status_lists_every_process", status_lists_every_process),
     ("a_client_uses_everything_of_full", a_client_uses_everything_of_full),
     ("each_role_served_its_part", each_role_served_its_part),
+    ("an_encrypting_client_uses_its_part_of_full", an_encrypting_client_uses_its_part_of_full),
     ("accounts_are_added_and_admin_is_closed", accounts_are_added_and_admin_is_closed),
     ("logs_are_shown", logs_are_shown),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
@@ -43,6 +44,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
         "every_endpoint_is_answered_as_promised_and_as_by_one_process",
         truth::every_endpoint_is_answered_as_promised_and_as_by_one_process,
     ),
+    ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
+    ("two_stacks_federate", scenarios::two_stacks_federate),
 ];
 
 /// The people of the flow, who register themselves.
@@ -154,35 +157,9 @@ fn a_client_uses_everything_of_full() {
     flow(full());
 }
 
-/// What the flow asked for, and who must have answered: method, a part of the path, the process's group.
-const SERVED_BY: &[(&str, &str, &str)] = &[
-    ("GET", "/sync?", "sync"),
-    ("GET", "/sync?", "initial_sync"),
-    ("POST", "/org.matrix.simplified_msc3575/sync", "sync"),
-    ("POST", "/createRoom", "room"),
-    ("POST", "/_matrix/client/v3/join/", "room"),
-    ("PUT", "/send/m.room.message/", "room"),
-    ("GET", "/messages", "room"),
-    ("PUT", "/typing/", "typing"),
-    ("PUT", "/sendToDevice/", "to_device"),
-    ("PUT", "/account_data/", "account_data"),
-    ("PUT", "/presence/", "presence"),
-    ("PUT", "/pushrules/", "push_rules"),
-    ("POST", "/receipt/m.read/", "receipts"),
-    ("POST", "/keys/upload", "device_lists"),
-    ("POST", "/keys/claim", "client_reader"),
-    ("POST", "/login", "client_reader"),
-    ("PUT", "/subscription", "thread_subscriptions"),
-    ("POST", "/user_directory/search", "user_dir"),
-    ("POST", "/_matrix/media/v3/upload", "media_repository"),
-    ("GET", "/_matrix/client/v1/media/download/", "media_repository"),
-    ("GET", "/_matrix/client/v1/media/thumbnail/", "media_repository"),
-    ("GET", "/_matrix/federation/v1/version", "federation_reader"),
-    ("POST", "/pushers/set", "main"),
-];
-
 fn each_role_served_its_part() {
     let stack = full();
+    served::check(&stack.report(), &[("", stack)]);
     let log = stack.access_log();
     let text = |line: &Value, field: &str| line[field].as_str().unwrap_or_default().to_owned();
     let served: BTreeSet<(String, String, String)> = log
@@ -190,29 +167,6 @@ fn each_role_served_its_part() {
         .filter(|line| line["status"].as_u64().is_some_and(|status| status < 300))
         .map(|line| (text(line, "method"), text(line, "path"), text(line, "instance")))
         .collect();
-    assert!(!served.is_empty(), "run this with the flow before it");
-    let group =
-        |instance: &str| instance.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_').to_owned();
-    for (method, part, wanted) in SERVED_BY {
-        let fits = |(m, path, instance): &&(String, String, String)| {
-            m == method && path.contains(part) && group(instance) == *wanted
-        };
-        assert!(served.iter().any(|line| fits(&line)), "no {method} …{part}… was answered by {wanted}");
-    }
-    // What keeps a stream, or a room's caches, must not be answered elsewhere.
-    for (method, part, wanted) in [
-        ("PUT", "/typing/", "typing"),
-        ("PUT", "/sendToDevice/", "to_device"),
-        ("PUT", "/presence/", "presence"),
-        ("POST", "/receipt/", "receipts"),
-        ("PUT", "/send/", "room"),
-    ] {
-        let others: Vec<_> = served
-            .iter()
-            .filter(|(m, path, instance)| m == method && path.contains(part) && group(instance) != wanted)
-            .collect();
-        assert!(others.is_empty(), "answered by others than {wanted}: {others:?}");
-    }
     // Each room's messages were sent by one process.
     let mut senders: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for (_, path, instance) in
@@ -237,6 +191,10 @@ fn each_role_served_its_part() {
         let log = fs::read_to_string(stack.log(name)).expect("its log");
         assert!(log.contains("/_synapse/replication/send_event"), "{name} has persisted nothing");
     }
+}
+
+fn an_encrypting_client_uses_its_part_of_full() {
+    scenarios::an_encrypting_client(full());
 }
 
 /// The residents, added by the command line once.
@@ -363,6 +321,7 @@ fn small_runs_beside_full() {
     assert_eq!(status.preset, "small");
     assert!(status.processes.len() < 10, "{}", status.processes.len());
     flow(&small);
+    served::check(&small.report(), &[("", &small)]);
     assert_eq!(pids(&stack.status()), pids(&before), "the other stack was touched");
     let left = small.processes();
     small.down().good();

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use crate::stack::{Stack, packages, password, python};
+use crate::servers::{self, Server};
+use crate::stack::{packages, script};
 use crate::system::run;
 use runtime::install::{self, InstallOptions};
 use runtime::launch::Launcher;
@@ -47,48 +46,51 @@ pub(crate) fn synapse_agrees_with_table_and_configuration() {
 }
 
 /// Calls every endpoint of a stack with all roles and of one without workers: the promised process answers each, and
-/// status and error code are the same.
+/// status and error code are the same. What servers ask is asked by each in the other's name.
 pub(crate) fn every_endpoint_is_answered_as_promised_and_as_by_one_process() {
-    let many = probed("full");
-    let one = probed("custom");
-    let done = run(endpoints().arg("compare").arg(&many).arg(&one), ALL_ENDPOINTS).good();
+    let (Some(full), Some(one)) = (servers::full(), servers::one()) else { return };
+    let many = probed(full, one);
+    let one = probed(one, full);
+    let done = run(script("endpoints.py").arg("compare").arg(&many).arg(&one), ALL_ENDPOINTS).good();
     println!("    {}", done.stdout.trim_end());
 }
 
-fn endpoints() -> Command {
-    let mut command = Command::new(python());
-    command
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/endpoints.py"));
-    command
-}
-
-/// What each endpoint of a stack of its own answered.
-fn probed(preset: &'static str) -> PathBuf {
-    let stack = Stack::new(preset);
-    // The admin API is part of the table, and so are URL previews.
-    let path = stack.directory.join("stack.yaml");
-    let mut file: Value =
-        serde_json::from_str(&fs::read_to_string(&path).expect("own file")).expect("own JSON");
-    file["listen"]["admin_api"] = true.into();
-    file["media"] = json!({ "url_previews": true });
-    fs::write(&path, file.to_string()).expect("own directory");
-    stack.up().good();
-
-    let secret = stack.directory.join("password");
-    fs::write(&secret, password("probe")).expect("own directory");
-    let mut add = stack.command(&["user", "add", "probe", "--admin", "--password-file"]);
-    run(add.arg(&secret), ALL_ENDPOINTS).good();
+/// What each endpoint of a stack answered.
+fn probed(server: &Server, peer: &Server) -> PathBuf {
+    let stack = &server.stack;
     let routes = stack.directory.join("routes.json");
     fs::write(&routes, stack.ask(&["routes", "list", "--json"]).good().stdout).expect("own directory");
-
     let out = stack.directory.join("answers.json");
-    let mut probe = endpoints();
-    probe.args(["probe", "--user", "probe", "--url", &stack.url(), "--password-file"]).arg(&secret);
-    probe.arg("--routes").arg(&routes).arg("--access-log").arg(stack.log("access")).arg("--out").arg(&out);
+    let mut probe = script("endpoints.py");
+    probe
+        .args(["probe", "--user", servers::ADMIN, "--url", &stack.url(), "--password-file"])
+        .arg(server.password_file())
+        .arg("--routes")
+        .arg(&routes)
+        .arg("--access-log")
+        .arg(stack.log("access"))
+        .arg("--out")
+        .arg(&out)
+        .args(["--peer-url", &peer.stack.url(), "--peer-key"])
+        .arg(peer.stack.data().join("secrets/signing.key"));
     let done = run(&mut probe, ALL_ENDPOINTS);
-    println!("    {preset}: {}", done.stdout.lines().last().unwrap_or_default());
+    println!("    {}", done.stdout.lines().last().unwrap_or_default());
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
-    stack.down().good();
     out
+}
+
+/// Asks for paths in odd spellings through the routers of a stack with all roles and of one without workers, and of the
+/// latter's main itself.
+pub(crate) fn odd_spellings_are_understood_as_by_synapse() {
+    let (Some(full), Some(one)) = (servers::full(), servers::one()) else { return };
+    let status = one.stack.status();
+    let main = status.processes.iter().find(|process| process.name == "main").expect("a main process");
+    let socket = main.address.as_deref().and_then(|address| address.strip_prefix("unix:")).expect("a socket");
+    let place = |server: &Server| format!("127.0.0.1:{}", server.stack.port);
+    let mut ask = script("spellings.py");
+    ask.args(["--full", &place(full), "--one", &place(one), "--main", socket])
+        .args(["--user", servers::ADMIN, "--password-file"])
+        .arg(full.password_file());
+    let done = run(&mut ask, ALL_ENDPOINTS).good();
+    println!("    {}", done.stdout.trim_end());
 }

