@@ -21,7 +21,7 @@ use uring::Ring;
 
 use crate::http2;
 use crate::proxy;
-use crate::state::{Phase, Shared, State};
+use crate::state::{Open, Phase, Shared, State};
 use crate::stream::Stream;
 use crate::tls::H2;
 use crate::upstream::{Loose, Pools};
@@ -47,7 +47,7 @@ pub(crate) struct Peer {
 
 /// A connection on its way to the thread that will serve it.
 struct Job {
-    state: Shared,
+    open: Open,
     socket: Loose,
     peer: Peer,
     tls: Option<TlsAcceptor>,
@@ -92,13 +92,13 @@ impl Engine {
         Ok(Self { threads: threads.collect::<io::Result<_>>()? })
     }
 
-    /// Has a connection served by the thread that has the fewest. False if there is no thread any more.
-    pub(crate) fn serve(&self, state: Shared, socket: Loose, peer: Peer, tls: Option<TlsAcceptor>) -> bool {
+    /// Has a connection served by the thread that has the fewest. It is closed if that thread is gone.
+    pub(crate) fn serve(&self, open: Open, socket: Loose, peer: Peer, tls: Option<TlsAcceptor>) {
         let connections = |thread: &&Thread| thread.connections.load(Ordering::Relaxed);
-        let Some(thread) = self.threads.iter().min_by_key(connections) else { return false };
+        let Some(thread) = self.threads.iter().min_by_key(connections) else { return };
         thread.connections.fetch_add(1, Ordering::Relaxed);
         let count = Load(thread.connections.clone());
-        thread.jobs.send(Job { state, socket, peer, tls, count }).is_ok()
+        let _ = thread.jobs.send(Job { open, socket, peer, tls, count });
     }
 }
 
@@ -135,7 +135,7 @@ async fn work(ring: Option<Ring>, phase: watch::Receiver<Phase>, mut jobs: mpsc:
     let mut connections = tokio::task::JoinSet::new();
     while let Some(job) = jobs.recv().await {
         sweeping.get_or_insert_with(|| {
-            tokio::task::spawn_local(sweep(Rc::downgrade(&worker), Arc::downgrade(&job.state)))
+            tokio::task::spawn_local(sweep(Rc::downgrade(&worker), Arc::downgrade(job.open.state())))
         });
         // Those that have ended.
         while connections.try_join_next().is_some() {}
@@ -229,17 +229,16 @@ async fn encrypted(worker: &Rc<Worker>, state: &Shared, socket: Loose, tls: TlsA
 
 /// The life of a connection on its thread.
 async fn connection(worker: Rc<Worker>, job: Job) {
-    let Job { state, socket, peer, tls, count } = job;
+    // Both end with it, however it ends.
+    let Job { open, socket, peer, tls, count: _count } = job;
+    let state = open.state();
     let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-    let enlisted = Enlisted(&worker, worker.wakers.borrow_mut().insert(waker));
+    let _enlisted = Enlisted(&worker, worker.wakers.borrow_mut().insert(waker));
     // A connection that is cut leaves its request's account to say so.
     let _ = match tls {
         Some(tls) => {
-            worker.until(Phase::Cut, Box::pin(encrypted(&worker, &state, socket, tls, peer)).as_mut()).await
+            worker.until(Phase::Cut, Box::pin(encrypted(&worker, state, socket, tls, peer)).as_mut()).await
         }
-        None => worker.until(Phase::Cut, pin!(plain(&worker, &state, socket, peer))).await,
+        None => worker.until(Phase::Cut, pin!(plain(&worker, state, socket, peer))).await,
     };
-    drop((enlisted, count));
-    state.connections.fetch_sub(1, Ordering::AcqRel);
-    state.closed.notify_waiters();
 }

@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::engine::Peer;
-use crate::state::{Phase, Shared};
+use crate::state::{Open, Phase, Shared};
 use crate::tls::Tls;
 use crate::upstream::Socket;
 
@@ -149,13 +149,12 @@ fn spawn_connection(state: &Shared, socket: Socket, peer: Option<IpAddr>, purpos
     }
     state.metrics.connections_opened.inc();
     // Counted before it is served, so that the limit holds and the end waits for it.
-    state.connections.fetch_add(1, Ordering::AcqRel);
+    let open = Open::new(state.clone());
     let tls = state.active.load().snapshot.tls.as_ref().map(Tls::acceptor);
     let peer = Peer { address: peer, proto: if tls.is_some() { "https" } else { "http" } };
-    let served = socket.loosen().is_ok_and(|socket| state.engine.serve(state.clone(), socket, peer, tls));
-    if !served {
-        state.connections.fetch_sub(1, Ordering::AcqRel);
-        state.closed.notify_waiters();
+    // It fails where files or threads have run out; then the connection is closed.
+    if let Ok(socket) = socket.loosen() {
+        state.engine.serve(open, socket, peer, tls);
     }
 }
 

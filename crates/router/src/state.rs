@@ -62,6 +62,28 @@ pub(crate) struct State {
     request_number: AtomicU32,
 }
 
+/// A client's connection, counted as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Open(Shared);
+
+impl Open {
+    pub(crate) fn new(state: Shared) -> Self {
+        state.connections.fetch_add(1, Ordering::AcqRel);
+        Self(state)
+    }
+
+    pub(crate) fn state(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        self.0.closed.notify_waiters();
+    }
+}
+
 /// A request's ID: 16 hexadecimal digits, of which the first eight are the router's own since its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestId([u8; 16]);

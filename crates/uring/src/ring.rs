@@ -154,7 +154,7 @@ impl Ring {
                 }
             }
             enter(&uring);
-            if state.queued.is_empty() {
+            if state.queued.is_empty() && uring.submission().is_empty() {
                 state.closing.clear();
             }
             let mut completion = uring.completion();

@@ -147,10 +147,16 @@ fn another_thread_wakes_a_sleeping_ring() {
                 theirs.write_all(b"x").expect("written");
             }
         });
-        for _ in 0..20 {
-            assert_eq!(receive(&mut ours).await.expect("data").len(), 1);
+        // Several may come at once where this thread was kept from looking.
+        let mut came = 0;
+        loop {
+            let data = receive(&mut ours).await.expect("data or the end");
+            if data.is_empty() {
+                break;
+            }
+            came += data.len();
         }
-        assert!(receive(&mut ours).await.expect("the end").is_empty());
+        assert_eq!(came, 20);
         writer.join().expect("it ends");
     });
 }
