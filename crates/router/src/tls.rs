@@ -143,6 +143,8 @@ fn read(files: &model::Tls, provider: &CryptoProvider) -> Result<CertifiedKey, T
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
 
     #[test]
@@ -156,17 +158,25 @@ mod tests {
                 fs::File::open(path).and_then(|file| file.set_modified(time)).expect("own file");
             }
         };
+        let pem = |label: &str, der: &[u8]| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+        };
         let make = || rcgen::generate_simple_self_signed(["a".to_owned()]).expect("a certificate");
         let (first, second) = (make(), make());
-        write(&first.signing_key.serialize_pem(), &first.cert.pem(), 300);
+        let key = |made: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+            pem("PRIVATE KEY", &made.signing_key.serialize_der())
+        };
+        let certificate = |made: &rcgen::CertifiedKey<rcgen::KeyPair>| pem("CERTIFICATE", made.cert.der());
+        write(&key(&first), &certificate(&first), 300);
         let tls = Tls::load(&files).expect("a good pair");
         let used = || tls.certificate.current.load().0.cert[0].clone();
         tls.refresh();
         assert_eq!(used(), *first.cert.der());
-        write(&second.signing_key.serialize_pem(), &first.cert.pem(), 200);
+        write(&key(&second), &certificate(&first), 200);
         tls.refresh();
         assert_eq!(used(), *first.cert.der(), "half a renewal");
-        write(&second.signing_key.serialize_pem(), &second.cert.pem(), 100);
+        write(&key(&second), &certificate(&second), 100);
         tls.refresh();
         assert_eq!(used(), *second.cert.der());
     }

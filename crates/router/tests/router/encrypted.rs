@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full};
@@ -22,11 +23,17 @@ use crate::lab::{Lab, checksum, get, post, quick, stack, topology, until};
 
 const NAME: &str = "matrix.test.example";
 
+/// A PEM file (RFC 7468).
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+}
+
 /// Writes a new certificate and its key, and returns the certificate.
 fn certify(dir: &Path) -> rustls::pki_types::CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-    std::fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
-    std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(dir.join("cert.pem"), pem("CERTIFICATE", made.cert.der())).unwrap();
+    std::fs::write(dir.join("key.pem"), pem("PRIVATE KEY", &made.signing_key.serialize_der())).unwrap();
     made.cert.der().clone()
 }
 
@@ -186,7 +193,8 @@ fn certificates_that_cannot_be_used_are_named() {
     std::fs::write(dir.path().join("key.pem"), "no key").unwrap();
     assert!(matches!(load(), TlsError::Read { field: "private_key", .. }));
     let other = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-    std::fs::write(dir.path().join("key.pem"), other.signing_key.serialize_pem()).unwrap();
+    let other = pem("PRIVATE KEY", &other.signing_key.serialize_der());
+    std::fs::write(dir.path().join("key.pem"), other).unwrap();
     let mismatched = load().to_string();
     assert!(mismatched.contains("cert.pem") && mismatched.contains("key.pem"), "{mismatched}");
 }
