@@ -344,7 +344,7 @@ async def push_rules(c: Context) -> None:
     "login",
     served=[
         ("POST", "/refresh", "main"),
-        ("GET", "timeout=5000", "sync"),
+        ("GET", "timeout=5000", "one sync"),
         ("POST", "/logout", "main"),
     ],
 )

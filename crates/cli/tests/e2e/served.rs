@@ -25,7 +25,7 @@ struct Step {
     /// Both are written like the access log's times, which sort as text.
     started: String,
     ended: String,
-    /// Method, a part of the path, role; of several servers, which.
+    /// Method, a part of the path, role (`one ROLE`: always by the same of its processes); of several servers, which.
     served: Vec<Vec<String>>,
 }
 
@@ -67,6 +67,7 @@ fn hold(report: &Report, stacks: &[(&str, &Stack)]) -> (usize, Vec<String>) {
                 .iter()
                 .find(|(name, ..)| *name == server)
                 .unwrap_or_else(|| panic!("{}: no server {server:?}", step.name));
+            let (same, role) = role.strip_prefix("one ").map_or((false, role.as_str()), |role| (true, role));
             let wanted = carriers(role);
             let by: Vec<&str> = log
                 .iter()
@@ -80,6 +81,9 @@ fn hold(report: &Report, stacks: &[(&str, &Stack)]) -> (usize, Vec<String>) {
                 .map(|line| line["instance"].as_str().unwrap_or("the router"))
                 .collect();
             requests += by.len();
+            if same && by.iter().any(|name| *name != by[0]) {
+                failures.push(format!("{}: {method} …{part}… was answered by several: {by:?}", step.name));
+            }
             let others: BTreeSet<&str> = by.iter().copied().filter(|name| !wanted.contains(*name)).collect();
             if by.is_empty() {
                 failures.push(format!("{}: no {method} …{part}… was answered on {server:?}", step.name));
