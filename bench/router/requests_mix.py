@@ -78,7 +78,7 @@ def token(user):
     return f"syt_{localpart}_QhyZlmJtKfyEdNqYUdSb_1Sx9Wp"
 
 
-def prepared(host):
+def prepared():
     """The requests, as they go over the wire."""
     rng = random.Random(7)
     kinds = rng.choices(MIX, weights=[kind[0] for kind in MIX], k=PREPARED)

@@ -16,9 +16,11 @@ operating system's accounts, divided by the requests that were answered.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import socket
 import statistics
@@ -27,8 +29,6 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import json
 import peers
 import requests_mix as mix
 
@@ -95,7 +95,7 @@ def wrk(port, script, duration, connections):
 
 def write_script(directory):
     script = directory / "mix.lua"
-    prepared = ",\n".join(json.dumps(request).replace("\\u007f", "") for request in mix.prepared(None))
+    prepared = ",\n".join(json.dumps(request) for request in mix.prepared())
     script.write_text(f"local requests = {{{prepared}}}\nlocal i = 0\nrequest = function() i = i % #requests + 1 return requests[i] end\n")
     return script
 
@@ -136,8 +136,8 @@ def contestants(arguments, directory, file, servers):
     return chosen
 
 
-def run(command, port, core=PROXY_CORE):
-    process = subprocess.Popen(pinned(core, *command))
+def run(command, port):
+    process = subprocess.Popen(pinned(PROXY_CORE, *command))
     try:
         until_open(port, process)
     except BaseException:
@@ -186,7 +186,7 @@ def measure(arguments, chosen, script):
 
 def held(arguments, chosen):
     """Memory for each long poll that is held, by opening many."""
-    request = mix.prepared(None)[0].split("\r\n")
+    request = mix.prepared()[0].split("\r\n")
     request = "\r\n".join(["GET /_matrix/client/v3/sync?since=s1&timeout=30000 HTTP/1.1", *request[1:-2], "x-stub-hold: 1", "", ""])
     for name, command in chosen.items():
         process = run(command, PORTS[name])
@@ -218,8 +218,6 @@ def main():
     parser.add_argument("--held", type=int)
     parser.add_argument("--low", action="store_true")
     arguments = parser.parse_args()
-    import resource
-
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory(prefix="router-bench-") as name:

@@ -70,13 +70,11 @@ impl Whoami {
     where
         F: Future<Output = Answer>,
     {
-        let key = self.hasher.hash_one(token);
-        if let Some(entry) = self.cache.get(&key) {
-            if entry.until > Instant::now() {
-                return (entry.user.map_or(Answer::Nobody, Answer::User), "remembered");
-            }
-            self.cache.remove_if(&key, |entry| entry.until <= Instant::now());
+        if let Some(found) = self.remembered(token) {
+            return found;
         }
+        let key = self.hasher.hash_one(token);
+        self.cache.remove_if(&key, |entry| entry.until <= Instant::now());
         let found = timeout(settings.whoami_timeout, async {
             match self.cache.get_value_or_guard_async(&key).await {
                 Ok(entry) => (entry.user.map_or(Answer::Nobody, Answer::User), "shared"),

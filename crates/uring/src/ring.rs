@@ -137,14 +137,7 @@ impl Ring {
             let state = &mut *state;
             {
                 let mut submission = uring.submission();
-                while let Some(entry) = state.queued.front() {
-                    // SAFETY: what the entry points to, if anything, belongs to an operation in the slab, which stays
-                    // until its completion was seen.
-                    if unsafe { submission.push(entry) }.is_err() {
-                        break;
-                    }
-                    state.queued.pop_front();
-                }
+                state.push(&mut submission);
                 submission.sync();
                 if submission.is_empty() && !submission.taskrun() && !submission.cq_overflow() {
                     drop(submission);
@@ -218,6 +211,18 @@ fn enter(uring: &IoUring) {
 }
 
 impl State {
+    /// Puts what is queued where the kernel finds it, as far as there is room.
+    fn push(&mut self, submission: &mut squeue::SubmissionQueue<'_>) {
+        while let Some(entry) = self.queued.front() {
+            // SAFETY: what the entry points to, if anything, belongs to an operation in the slab, which stays until its
+            // completion was seen.
+            if unsafe { submission.push(entry) }.is_err() {
+                break;
+            }
+            self.queued.pop_front();
+        }
+    }
+
     /// Takes in a completion.
     fn complete(&mut self, entry: &cqueue::Entry) {
         if entry.user_data() == NOBODY {
@@ -303,16 +308,7 @@ impl Drop for Inner {
             if state.operations.is_empty() && state.queued.is_empty() {
                 break;
             }
-            {
-                let mut submission = uring.submission();
-                while let Some(entry) = state.queued.front() {
-                    // SAFETY: as in `turn`.
-                    if unsafe { submission.push(entry) }.is_err() {
-                        break;
-                    }
-                    state.queued.pop_front();
-                }
-            }
+            state.push(&mut uring.submission());
             enter(uring);
             for entry in uring.completion() {
                 state.complete(&entry);
