@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use http::Method;
 use percent_encoding::percent_decode_str;
+use routes::{Closed, Decision, Matcher};
 
 use crate::failure::Failure;
 use crate::http1::{Framing, Kind, RequestHead, line, names};
@@ -23,28 +24,34 @@ pub(crate) fn check(head: &RequestHead) -> Result<Framing, Failure> {
     }
 }
 
-/// What a target would mean to a program that decodes it and resolves its dot segments, as Synapse does not but one in
-/// between might: None if it has none.
-pub(crate) fn without_dots(path_and_query: &str) -> Option<String> {
+/// What of the closed a path with dot segments names. Synapse does not resolve them, but a program in between might, in one
+/// of several ways (decoding before or after, with empty segments or without): so anywhere in the path counts.
+fn closed_by_dots(path_and_query: &str) -> Option<Closed> {
     let path = path_and_query.split_once('?').map_or(path_and_query, |(path, _)| path);
     // The usual case is over here: a dot segment begins with a dot behind a slash, each of which may be encoded.
     if !path.contains("/.") && !escapes_a_dot(path) {
         return None;
     }
-    let decoded = percent_decode_str(path).decode_utf8_lossy();
-    let mut segments = Vec::new();
-    let mut dots = false;
-    for segment in decoded.split('/').skip(1) {
-        match segment {
-            "." => dots = true,
-            ".." => {
-                dots = true;
-                segments.pop();
+    let (mut dots, mut closed) = (false, None);
+    // The segment so far; what is longer than all of those that count is none of them.
+    let (mut segment, mut length) = ([0; 9], 0);
+    for byte in percent_decode_str(path).chain([b'/']) {
+        if byte != b'/' {
+            if let Some(place) = segment.get_mut(length) {
+                *place = byte;
             }
-            segment => segments.push(segment),
+            length += 1;
+            continue;
         }
+        match segment.get(..length) {
+            Some(b"." | b"..") => dots = true,
+            Some(b"_synapse") => closed = closed.or(Some(Closed::Other)),
+            Some(b"health") => closed = closed.or(Some(Closed::Health)),
+            _ => {}
+        }
+        length = 0;
     }
-    dots.then(|| format!("/{}", segments.join("/")))
+    closed.filter(|_| dots)
 }
 
 /// Whether a path has an encoded dot, or a dot behind an encoded slash.
@@ -58,6 +65,11 @@ fn escapes_a_dot(path: &str) -> bool {
         }
     }
     false
+}
+
+/// What is to be done with a request, by its method and target alone.
+pub(crate) fn decide<'m>(matcher: &'m Matcher, method: &str, target: &str) -> Decision<'m> {
+    closed_by_dots(target).map_or_else(|| matcher.decide(method, target), Decision::Closed)
 }
 
 /// Where a request comes from: the peer, or what a trusted proxy says. Synapse takes the first address in
@@ -107,7 +119,8 @@ pub(crate) fn write_request(head: &RequestHead, from: From<'_>, length: Option<u
             _ => {}
         }
         let name = head.name(header);
-        if dropped.iter().any(|dropped| dropped.eq_ignore_ascii_case(name)) {
+        // What the router reads itself is not the client's to take away: an instance decides on it too.
+        if header.kind == Kind::Other && dropped.iter().any(|dropped| dropped.eq_ignore_ascii_case(name)) {
             continue;
         }
         proto |= header.kind == Kind::XForwardedProto;
@@ -235,16 +248,28 @@ mod tests {
     }
 
     #[test]
-    fn dot_segments_are_resolved_however_they_are_written() {
-        for path in
-            ["/_matrix/../_synapse/admin/x?y", "/a/%2e%2E/_synapse/./admin/x", "/a%2f..%2F_synapse/admin/x"]
-        {
-            assert_eq!(without_dots(path).as_deref(), Some("/_synapse/admin/x"), "{path}");
+    fn dot_segments_open_nothing_however_they_are_written() {
+        for (path, closed) in [
+            ("/_matrix/../_synapse/admin/x?y", Closed::Other),
+            ("/_matrix/%2e%2E/_synapse/./admin/x", Closed::Other),
+            ("/_matrix%2f..%2F_synaps%65/admin/x", Closed::Other),
+            ("/_matrix/a%2fb/../../_synapse/admin/x", Closed::Other),
+            ("/_matrix///../he%61lth", Closed::Health),
+            ("/_synapse/client/../admin", Closed::Other),
+            ("/_matrix/../health/.", Closed::Health),
+        ] {
+            assert_eq!(closed_by_dots(path), Some(closed), "{path}");
         }
-        for path in ["/_matrix/client/versions", "/.well-known/x", "/a/..b/%41?x=/../y", "/a/..."] {
-            assert_eq!(without_dots(path), None, "{path}");
+        for path in [
+            "/_matrix/client/versions",
+            "/_matrix/../client/versions",
+            "/.well-known/health",
+            "/_synapse/client/..b/%41?x=/../y",
+            "/_synapse/client/...",
+            "/_matrix/../_synapse_and_more/healthy",
+        ] {
+            assert_eq!(closed_by_dots(path), None, "{path}");
         }
-        assert_eq!(without_dots("/../..").as_deref(), Some("/"));
     }
 
     #[test]
@@ -283,8 +308,9 @@ mod tests {
             "http://other.example/x",
             &[
                 ("host", "m.example"),
-                ("connection", "close, X-Secret, content-length"),
+                ("connection", "close, X-Secret, content-length, authorization"),
                 ("x-secret", "1"),
+                ("authorization", "Bearer x"),
                 ("content-length", "0"),
                 ("upgrade", "websocket"),
                 ("te", "trailers"),
@@ -294,7 +320,7 @@ mod tests {
             ],
         );
         let written = written(&request, from(Some(PEER), false), length_to_tell(Framing::Length(0), None));
-        let expected = "GET /x HTTP/1.1\r\nhost: other.example\r\nX-Kept: 1\r\nx-forwarded-for: 192.0.2.1\r\n\
+        let expected = "GET /x HTTP/1.1\r\nhost: other.example\r\nauthorization: Bearer x\r\nX-Kept: 1\r\nx-forwarded-for: 192.0.2.1\r\n\
                         x-forwarded-proto: http\r\nx-forwarded-host: other.example\r\nx-request-id: id\r\n\
                         content-length: 0\r\n\r\n";
         assert_eq!(written, expected);

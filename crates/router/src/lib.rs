@@ -308,10 +308,8 @@ impl Router {
     /// nobody could take it. A user whom only Synapse could name counts as unknown.
     pub fn decide(&self, Head(head): &Head) -> Option<(&'static Class, Role, Arc<str>)> {
         let active = &*self.state.active.load();
-        let Decision::Forward(forward) = active.snapshot.matcher.decide(head.method.as_str(), head.target())
-        else {
-            return None;
-        };
+        let decision = headers::decide(&active.snapshot.matcher, head.method.as_str(), head.target());
+        let Decision::Forward(forward) = decision else { return None };
         let (chain, class) = (&forward.route.chain, forward.route.class);
         let key = active.is_hashed(forward.route).then(|| key::of(head, &forward, None));
         let key = if let Some(Known::Key(hash, _)) = key { Some(hash) } else { None };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use routes::{Class, Closed, Decision, Forward, WellKnown};
+use routes::{Class, Decision, Forward, WellKnown};
 use tokio::time::Instant;
 
 use crate::answer;
@@ -257,23 +257,16 @@ impl Exchange<'_> {
 
     /// What is to be done with the request.
     fn decide<'m>(&self, active: &'m Active) -> Result<Decided<'m>, Failure> {
-        let matcher = &active.snapshot.matcher;
         let (method, target) = (self.head.method.as_str(), self.head.target());
-        let closed = |kind: Closed| {
-            self.state.metrics.closed(kind.name());
-            Err(Failure::Closed)
-        };
-        if let Some(resolved) = headers::without_dots(target)
-            && let Decision::Closed(kind) = matcher.decide(method, &resolved)
-        {
-            return closed(kind);
-        }
-        match matcher.decide(method, target) {
+        match headers::decide(&active.snapshot.matcher, method, target) {
             Decision::Forward(forward) => Ok(Decided::Forward(forward)),
             Decision::Preflight => Ok(Decided::Here(answer::preflight())),
             Decision::Landing => Ok(Decided::Here(answer::landing())),
             Decision::WellKnown(document) => self.well_known(active, document).map(Decided::Here),
-            Decision::Closed(kind) => closed(kind),
+            Decision::Closed(kind) => {
+                self.state.metrics.closed(kind.name());
+                Err(Failure::Closed)
+            }
             Decision::NotFound => Err(Failure::NotFound),
         }
     }

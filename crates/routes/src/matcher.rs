@@ -454,11 +454,14 @@ fn is_initial(by: InitialBy, query: &str) -> bool {
             .is_some_and(|(name, wanted)| parameter(query, name).is_some_and(|value| reads(value, wanted)))
 }
 
-/// The first value of a query's parameter, found as Twisted does: `;` separates like `&`, a name without `=` is none,
-/// an empty value is a value.
-fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+/// What separates the parameters of a query for Twisted, and so for Synapse.
+pub const SEPARATORS: [char; 2] = ['&', ';'];
+
+/// The first value of a query's parameter, still percent-encoded, found as Twisted does: a name without `=` is none, an
+/// empty value is a value.
+pub fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query
-        .split(['&', ';'])
+        .split(SEPARATORS)
         .filter_map(|pair| pair.split_once('='))
         .find(|(key, _)| reads(key, name))
         .map(|(_, value)| value)

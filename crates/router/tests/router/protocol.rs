@@ -33,6 +33,9 @@ async fn what_was_decided_on_is_what_the_instance_sees() {
         .await;
     assert!(answer.contains(r#""target":"/_matrix/client/versions""#), "{answer}");
     assert!(answer.contains(r#""host":"other.example""#), "{answer}");
+    // Without a path it is the root.
+    let answer = lab.raw(b"GET http://other.example HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("text/html"), "{answer}");
 }
 
 #[tokio::test]
@@ -110,6 +113,8 @@ async fn closed_endpoints_cannot_be_reached_by_any_spelling() {
         "/_matrix/../_synapse/admin/v2/users",
         "/_matrix/%2e%2e/_synapse/admin/v2/users",
         "/_synapse/client/../admin/v2/users",
+        "/_matrix///../health",
+        "/_matrix/a%2fb/../../_synapse/admin/v2/users",
         "/_synapse/./admin/v2/users",
         "/_SYNAPSE/admin/v2/users",
         "/health",
