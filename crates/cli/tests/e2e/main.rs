@@ -9,6 +9,7 @@ mod served;
 mod servers;
 mod stack;
 mod system;
+mod tokens;
 mod trials;
 mod truth;
 

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{scenarios, served, truth};
+use crate::{scenarios, served, tokens, truth};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -27,6 +27,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("each_role_served_its_part", each_role_served_its_part),
     ("an_encrypting_client_uses_its_part_of_full", an_encrypting_client_uses_its_part_of_full),
     ("accounts_are_added_and_admin_is_closed", accounts_are_added_and_admin_is_closed),
+    ("devices_with_opaque_tokens_stay_with_their_user", devices_with_opaque_tokens_stay_with_their_user),
     ("logs_are_shown", logs_are_shown),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
     ("small_runs_beside_full", small_runs_beside_full),
@@ -240,6 +241,12 @@ fn accounts_are_added_and_admin_is_closed() {
         assert_eq!(get(stack.port, path), 404, "{path}");
     }
     assert_eq!(get(stack.port, "/_matrix/client/versions"), 200);
+}
+
+fn devices_with_opaque_tokens_stay_with_their_user() {
+    let stack = full();
+    residents(stack);
+    tokens::opaque_tokens(stack, &RESIDENTS);
 }
 
 fn logs_are_shown() {
