@@ -375,9 +375,15 @@ impl Exchange<'_> {
         };
         let mut out = Vec::with_capacity(head.bytes.len() + 64 + reply.buffered());
         head.write(is_11, keep_alive, &mut out);
-        reply.fill(&mut out, &self.worker.pools)?;
+        let filled = reply.fill(&mut out, &self.worker.pools);
         self.client.sent(settings.write_stall).await?;
         let client = &mut *self.client;
+        if let Err(failure) = filled {
+            // What came before it broke off is the client's, as it would be if it had come earlier.
+            record.bytes_out = reply.bytes;
+            client.stream.send(out.into());
+            return Err(failure);
+        }
         if reply.is_handed_over() {
             // The usual case: one piece. Accounted for before the client can have it.
             record.bytes_out = reply.bytes;

@@ -318,12 +318,22 @@ pub(crate) enum Behaviour {
 pub(crate) enum Raw {
     /// Closes the connection.
     Reset,
+    /// Closes its half of the connection without having said anything.
+    HalfClose,
     /// Sends half a head and closes.
     HalfHead,
     /// Sends something that is not HTTP.
     Garbage,
+    /// Sends a head that does not end.
+    LongHead,
+    /// Wants to speak another protocol.
+    Switching,
     /// Promises more than it sends.
     Truncated,
+    /// Sends a chunk, and no more.
+    TruncatedChunks,
+    /// Sends a chunk, and then something that is none.
+    BadChunks,
     /// Says nothing, ever, and reads nothing.
     Hang,
     /// Refuses before it has read the body, and reads nothing.
@@ -434,16 +444,29 @@ async fn be_raw(mut stream: UnixStream, raw: Raw, seen: &AtomicUsize) {
             continue;
         }
         seen.fetch_add(1, Ordering::SeqCst);
+        let long = b"x: y\r\n".repeat(20_000);
         let bytes: &[u8] = match raw {
-            Raw::Reset => b"",
+            Raw::Reset | Raw::HalfClose => b"",
             Raw::HalfHead => b"HTTP/1.1 200 OK\r\ncontent-le",
             Raw::Garbage => b"This is no HTTP\r\n\r\n",
+            Raw::LongHead => &[b"HTTP/1.1 200 OK\r\n", &long[..]].concat(),
+            Raw::Switching => b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
             Raw::Truncated => b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nten bytes.",
+            Raw::TruncatedChunks => {
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nten bytes.\r\n"
+            }
+            Raw::BadChunks => {
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nten bytes.\r\nnone\r\n"
+            }
             Raw::Early => b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
             Raw::Fickle => b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
             Raw::Hang => return std::future::pending().await,
         };
         let _ = stream.write_all(bytes).await;
+        if matches!(raw, Raw::HalfClose) {
+            let _ = stream.shutdown().await;
+            return std::future::pending().await;
+        }
         return;
     }
 }

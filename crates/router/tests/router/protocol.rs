@@ -347,6 +347,52 @@ async fn old_and_unusual_clients_are_served() {
 }
 
 #[tokio::test]
+async fn a_client_that_waits_for_leave_is_answered_before_it_sends() {
+    let lab = Lab::with(&[], Settings { max_body_bytes: 1000, ..quick() }).await;
+    let query = "POST /_matrix/client/v3/keys/query HTTP/1.";
+    for (rest, status) in [
+        // What is refused is refused without leave.
+        ("1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n", "HTTP/1.1 413 "),
+        ("1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n", "HTTP/1.1 400 "),
+        // Without a body there is nothing to wait for.
+        ("1\r\nhost: a\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n", "HTTP/1.1 200 "),
+        // Clients of HTTP/1.0 do not know the answer (RFC 9110, section 10.1.1).
+        ("0\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello", "HTTP/1.0 200 "),
+    ] {
+        let answer = lab.raw(format!("{query}{rest}").as_bytes()).await;
+        assert!(answer.starts_with(status) && answer.ends_with("<closed>"), "{rest}: {answer}");
+        assert!(!answer.contains(" 100 "), "{rest}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn requests_in_a_row_are_answered_in_turn_and_none_behind_chunks() {
+    let lab = Lab::new(&[]).await;
+    let post = |n: usize| {
+        format!(
+            "POST /_matrix/client/v3/keys/query?n={n} HTTP/1.1\r\nhost: a\r\ncontent-length: {n}\r\n\r\n{}",
+            "x".repeat(n)
+        )
+    };
+    let chunked = "POST /_matrix/client/v3/keys/query?n=chunked HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\
+        trailer: x-t\r\n\r\n5;e=1\r\nhello\r\n0\r\nx-t: 1\r\n\r\n";
+    let head = "HEAD /_matrix/client/versions HTTP/1.1\r\nhost: a\r\n\r\n";
+    let row = [post(3), head.to_owned(), post(4), chunked.to_owned(), post(5)].concat();
+    let answer = lab.raw(row.as_bytes()).await;
+    assert!(answer.ends_with("<closed>"), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 4, "{answer}");
+    let at = |part: &str| answer.find(part).unwrap_or_else(|| panic!("no {part} in {answer}"));
+    assert!(at("?n=3\"") < at("?n=4\"") && at("?n=4\"") < at("?n=chunked\""), "{answer}");
+    // Extensions and trailers are about the chunks, and those go no further.
+    assert!(answer.contains(r#""content-length":"5""#) && !answer.contains("x-t"), "{answer}");
+    assert_eq!(lab.seen("main"), 4);
+
+    // The answers that the router gives itself have no body either, if none is asked for.
+    let answer = lab.raw(b"HEAD /nowhere HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("\r\n\r\n<closed>"), "{answer}");
+}
+
+#[tokio::test]
 async fn unix_sockets_and_the_private_listener() {
     let dir = tempfile::tempdir().unwrap();
     let topology = topology(&stack(&[]), dir.path());
