@@ -71,6 +71,24 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 struct Router(Child);
 
 impl Router {
+    fn start(dir: &Path, port: u16, more: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_matrix-stack"));
+        command.args(["router", "--threads", "2"]).args(more);
+        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        command.arg("--config").arg(dir.join("stack.yaml")).stderr(Stdio::null());
+        let router = Self(command.spawn().expect("it starts"));
+        until("requests are taken", || status(port, "/_matrix/client/versions") == Some(200));
+        router
+    }
+
+    /// The memory that is its own, in KiB.
+    fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.0.id());
+        let text = std::fs::read_to_string(path).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id().cast_signed()), signal).expect("a child of ours");
     }
@@ -99,12 +117,7 @@ fn the_router_alone_routes_reloads_and_stops() {
     let (main, port) = (main_process(), free_port());
     write_stack(dir.path(), main, "");
     for transport in ["auto", "epoll"] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_matrix-stack"));
-        command.args(["router", "--threads", "2", "--transport", transport]);
-        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        command.arg("--config").arg(dir.path().join("stack.yaml")).stderr(Stdio::null());
-        let mut router = Router(command.spawn().expect("it starts"));
-        until("requests are taken", || status(port, "/_matrix/client/versions") == Some(200));
+        let mut router = Router::start(dir.path(), port, &["--transport", transport]);
         assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
 
         // A file that is no good changes nothing, one that is changes what it says.
@@ -120,4 +133,46 @@ fn the_router_alone_routes_reloads_and_stops() {
         assert!(router.end().success());
         assert_eq!(status(port, "/"), None, "nobody listens any more");
     }
+}
+
+/// Clients that begin a request and go no further take a bounded amount of memory each, and what they took serves the next
+/// ones: however many come and go, the router does not grow, and others are served meanwhile.
+#[test]
+fn slow_clients_take_little_memory_and_give_it_back() {
+    /// As many as a process may have files open where the limit is the usual 1024.
+    const CLIENTS: usize = 800;
+    const WAVES: usize = 5;
+    /// For each client, in KiB: what it sent, its connection, and room for a debug build.
+    const EACH: u64 = 40;
+    let (dir, port) = (tempfile::tempdir().expect("a directory"), free_port());
+    write_stack(dir.path(), main_process(), "");
+    let router = Router::start(dir.path(), port, &[]);
+    let before = router.memory();
+    // Half a head, and half a body that is small enough to be taken in before anybody is asked.
+    let head = format!("GET /_matrix/client/versions HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(8 << 10));
+    let body = format!(
+        "POST /_matrix/client/v3/keys/query HTTP/1.1\r\nhost: a\r\ncontent-length: 60000\r\n\r\n{}",
+        "x".repeat(8 << 10)
+    );
+    let mut after = Vec::new();
+    for _ in 0..WAVES {
+        let clients: Vec<TcpStream> = (0..CLIENTS)
+            .map(|n| {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+                stream.write_all(if n % 2 == 0 { &head } else { &body }.as_bytes()).expect("it reads");
+                stream
+            })
+            .collect();
+        assert_eq!(status(port, "/_matrix/client/versions"), Some(200), "others are served");
+        after.push(router.memory());
+        drop(clients);
+        assert_eq!(status(port, "/_matrix/client/versions"), Some(200));
+    }
+    println!("{before} KiB, with {CLIENTS} clients {after:?} KiB");
+    let bound = before + EACH * CLIENTS as u64;
+    assert!(after.iter().all(|after| *after < bound), "from {before} to {after:?} KiB");
+    // The first two waves find out how much memory there is to be had.
+    let (early, late) = after.split_at(2);
+    let most = early.iter().max().expect("waves") + EACH * CLIENTS as u64 / 4;
+    assert!(late.iter().all(|late| *late <= most), "it grows: {after:?} KiB");
 }
