@@ -10,7 +10,6 @@
 #[expect(dead_code, unreachable_pub, reason = "used by the router, and shown by it")]
 #[path = "../../crates/router/src/failure.rs"]
 mod failure;
-#[expect(dead_code, reason = "used by the router")]
 #[path = "../../crates/router/src/headers.rs"]
 mod headers;
 #[path = "../../crates/router/src/http1.rs"]

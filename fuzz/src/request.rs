@@ -123,6 +123,21 @@ fn check_keys(head: &RequestHead) {
     }
 }
 
+/// The question of whose the token is asks about that token, and is one request.
+fn check_question(head: &RequestHead, from: headers::From<'_>) {
+    let Some(token) = key::access_token(head) else { return };
+    // As the router asks.
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return;
+    }
+    let mut out = Vec::new();
+    headers::write_whoami(head, from, "/whoami", &token, &mut out);
+    let strict = strict::request(&out).expect("the question is well-formed");
+    assert_eq!(strict.length, out.len());
+    assert_eq!((strict.start, strict.end()), ([&b"GET"[..], b"/whoami", b"HTTP/1.1"], Some(End::Open)));
+    assert_eq!(strict.values("authorization"), [format!("Bearer {token}").as_bytes()]);
+}
+
 /// What an instance gets is one request, read in one way, with what the client sent to the other end and nothing that is
 /// about its own connection.
 fn check_passed_on(head: &RequestHead, framing: Framing, content: &[u8], from: headers::From<'_>) {
@@ -151,6 +166,8 @@ fn check_passed_on(head: &RequestHead, framing: Framing, content: &[u8], from: h
     assert_eq!(again.framing, Ok(told.map_or(Framing::None, Framing::Length)));
     assert_eq!(key::access_token(&again), key::access_token(head), "another token");
     assert_eq!(key::origin(&again), key::origin(head), "another origin");
+
+    check_question(head, from);
 
     for name in ["connection", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive", "expect"] {
         assert!(strict.values(name).is_empty(), "{name} is passed on");
