@@ -22,8 +22,8 @@ pub use problem::{Problem, Problems};
 pub use role::{Balance, Kind, ROLES, Role, RoleSpec, Shard, Stream, UnknownRole, roles_table_markdown};
 pub use sizing::{Estimate, Machine, Recommendation, UserLoad, choose_preset, estimate, recommend};
 pub use stack::{
-    Caches, Database, Federation, Hosts, InvalidServerName, Listen, MAX_WORKERS_PER_GROUP, Media, Network,
-    OWNED_SYNAPSE_OPTIONS, Pool, Postgres, Redis, RedisServer, Registration, SecretSource, Secrets,
-    ServerName, Stack, Synapse, Tcp, Tls, WellKnown, WorkerGroup,
+    Caches, Database, Federation, Hosts, InvalidServerName, Listen, Lookup, MAX_WORKERS_PER_GROUP, Media,
+    Network, OWNED_SYNAPSE_OPTIONS, Pool, Pools, Postgres, Redis, RedisServer, Registration, SecretSource,
+    Secrets, ServerName, Stack, Synapse, Tcp, Tls, WellKnown, WorkerGroup,
 };
-pub use topology::{Address, App, Group, Instance, Topology, Violation};
+pub use topology::{Address, App, Group, Instance, Replicas, Topology, Violation};

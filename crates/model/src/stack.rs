@@ -191,7 +191,8 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// A group of like workers: the same roles, run `count` times. Instances are called `NAME_1`, `NAME_2` and so on.
+/// A group of like workers: the same roles, run `count` times. Instances are called `NAME_1`, `NAME_2` and so on; a pool is
+/// called `NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerGroup {
@@ -204,6 +205,11 @@ pub struct WorkerGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 64), example = 2)]
     pub count: Option<u16>,
+    /// How many instances an autoscaler may run at most, where the group is a pool (`network.hosts.pools`). The database
+    /// and the memory are planned for as many. Default: `count`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64), example = 2)]
+    pub max_count: Option<u16>,
     /// Database connections of each instance. Default: `database.pool`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
@@ -277,6 +283,13 @@ pub enum Network {
     Hosts(Hosts),
 }
 
+impl Network {
+    /// The pools, where groups may be some.
+    pub(crate) fn pools(&self) -> Option<&Pools> {
+        if let Self::Hosts(hosts) = self { hosts.pools.as_ref() } else { None }
+    }
+}
+
 /// TCP ports on one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -308,12 +321,54 @@ pub struct Hosts {
     /// The port for replication, metrics and health.
     #[schemars(range(min = 1))]
     pub private_port: u16,
+    /// Lets groups whose processes nobody knows by name come and go at run time: such a group becomes a pool, which is one
+    /// name in the DNS with all of its processes behind it, as a headless service of Kubernetes is. `docs/roles.md` says
+    /// which roles can be in a pool. Default: every process has a name of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Pools>,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { prefix: "synapse-".to_owned(), suffix: String::new(), http_port: 8008, private_port: 9093 }
+        Self {
+            prefix: "synapse-".to_owned(),
+            suffix: String::new(),
+            http_port: 8008,
+            private_port: 9093,
+            pools: None,
+        }
     }
+}
+
+impl Hosts {
+    /// The host of the process or pool of this name, of which `suffix` is the end.
+    pub(crate) fn host(&self, name: &str, suffix: &str) -> String {
+        format!("{}{}{suffix}", self.prefix, name.replace('_', "-"))
+    }
+}
+
+/// Groups as names in the DNS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pools {
+    /// What stands behind a group's name in its pool's host name, as `network.hosts.suffix` behind a process's. Before it
+    /// stands `network.hosts.prefix`.
+    #[schemars(example = &".matrix.svc.cluster.local")]
+    pub suffix: String,
+    /// How the processes behind the name are found.
+    pub lookup: Lookup,
+}
+
+/// How the processes behind a pool's name are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Lookup {
+    /// By the name's addresses (A and AAAA): a process each, on `network.hosts.http_port`.
+    #[default]
+    Address,
+    /// By the targets and ports of `_http._tcp.NAME` (SRV). Those of the lowest priority take the requests, whatever
+    /// their weights.
+    Srv,
 }
 
 /// A process's database connections (Synapse's `database.args.cp_min` and `cp_max`).
