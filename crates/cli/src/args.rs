@@ -221,9 +221,12 @@ pub(crate) struct Proxy {
 /// `configure`.
 #[derive(Debug, Args)]
 pub(crate) struct Configure {
-    /// The process
+    /// The process, or the pool that it is one of
     #[arg(long, value_name = "NAME")]
     pub(crate) instance: String,
+    /// The name of this process of a pool, which no other process has, such as its pod's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
     /// The directory to write to [default: `config` in the data directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,

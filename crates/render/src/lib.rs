@@ -9,8 +9,8 @@ mod yaml;
 
 use std::path::PathBuf;
 
-pub use proxy::{envoy, haproxy, nginx};
-pub use synapse::{config_args, synapse, synapse_instance};
+pub use proxy::{Unsupported, envoy, haproxy, nginx};
+pub use synapse::{InstanceError, config_args, synapse, synapse_instance};
 
 /// A file for another program to read.
 ///

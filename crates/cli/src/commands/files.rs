@@ -5,9 +5,9 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use model::Topology;
-use render::RenderedFile;
+use render::{RenderedFile, Unsupported};
 use routes::Matcher;
 
 use crate::args::{Configure, Proxy, Render};
@@ -16,24 +16,38 @@ use crate::place::Place;
 pub(crate) fn render(place: Place, what: &Render) -> anyhow::Result<()> {
     match what {
         Render::Synapse { out } => {
-            let files = render::synapse(&place.plan()?, &place.layout);
+            let topology = place.plan()?;
+            let files = render::synapse(&topology, &place.layout);
             write(out, &files)?;
             eprintln!("wrote {} files to `{}`", files.len(), out.display());
+            let pools: Vec<_> =
+                topology.instances().iter().filter(|i| i.is_pool()).map(|i| i.name.as_str()).collect();
+            if let [first, ..] = pools[..] {
+                eprintln!(
+                    "the processes of the pools {} are configured where they run: `matrix-stack configure --instance \
+                     {first} --name NAME`",
+                    pools.join(", ")
+                );
+            }
             Ok(())
         }
         Render::Nginx(to) => proxy(place, to, render::nginx),
-        Render::Haproxy(to) => proxy(place, to, render::haproxy),
+        Render::Haproxy(to) => proxy(place, to, |topology, matcher| Ok(render::haproxy(topology, matcher))),
         Render::Envoy(to) => proxy(place, to, render::envoy),
     }
 }
 
 /// Another proxy's configuration. It holds no secrets, and that proxy runs as another user, so all may read it.
-fn proxy(mut place: Place, to: &Proxy, render: fn(&Topology, &Matcher) -> String) -> anyhow::Result<()> {
+fn proxy(
+    mut place: Place,
+    to: &Proxy,
+    render: fn(&Topology, &Matcher) -> Result<String, Unsupported>,
+) -> anyhow::Result<()> {
     if let Some(listen) = &to.listen {
         place.loaded.stack.listen.address.clone_from(listen);
     }
     let topology = place.plan()?;
-    let text = render(&topology, &super::routes::matcher(&topology)?);
+    let text = render(&topology, &super::routes::matcher(&topology)?)?;
     let Some(out) = &to.out else { return super::print(&text) };
     fs::write(out, text)
         .with_context(|| format!("cannot write `{}`; choose another with `--out FILE`", out.display()))
@@ -41,10 +55,8 @@ fn proxy(mut place: Place, to: &Proxy, render: fn(&Topology, &Matcher) -> String
 
 pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<()> {
     let topology = place.plan()?;
-    let files = render::synapse_instance(&topology, &place.layout, &arguments.instance).ok_or_else(|| {
-        let names: Vec<_> = topology.instances().iter().map(|i| i.name.as_str()).collect();
-        anyhow!("there is no process `{}`; this stack has {}", arguments.instance, names.join(", "))
-    })?;
+    let name = arguments.name.as_deref();
+    let files = render::synapse_instance(&topology, &place.layout, &arguments.instance, name)?;
     let out = arguments.out.clone().unwrap_or_else(|| place.layout.config());
     write(&out, &files)?;
     eprintln!("wrote {} files to `{}`", files.len(), out.display());

@@ -17,7 +17,7 @@ pub(crate) fn check(arguments: &StackArguments) -> anyhow::Result<()> {
     // The routing table is part of what a stack means: one that cannot be routed is not good either.
     super::routes::matcher(&topology)?;
     let name = place.loaded.name().unwrap_or("no stack file; a stack called `localhost`").to_owned();
-    eprintln!("{name}: no problems; {} Synapse processes", topology.instances().len());
+    eprintln!("{name}: no problems; {} Synapse processes", topology.processes());
     Ok(())
 }
 
@@ -73,7 +73,11 @@ fn describe_topology(topology: &Topology, why: Option<&str>) -> String {
     let width = topology.instances().iter().map(|i| i.name.len()).max().unwrap_or(0);
     for instance in topology.instances() {
         let roles: Vec<_> = instance.roles.iter().map(|role| role.name()).collect();
-        let _ = writeln!(out, "  {:width$}  {}", instance.name, roles.join(", "));
+        let _ = write!(out, "  {:width$}  {}", instance.name, roles.join(", "));
+        if let Some(replicas) = instance.replicas {
+            let _ = write!(out, " (a pool of {}, at most {})", replicas.count, replicas.max);
+        }
+        out.push('\n');
     }
     let _ = writeln!(out, "\n{}", describe_estimate(&estimate(topology)));
     out

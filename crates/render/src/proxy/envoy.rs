@@ -2,14 +2,19 @@
 //!
 //! Routes in order, each with a cluster; a cluster that others stand in for is an aggregate of them.
 
-use model::{Address, Balance, Topology};
+use model::{Address, Balance, Lookup, Topology};
 use routes::{Key, Matcher, answers};
 use serde_json::Value;
 
-use super::{Outcome, Pattern, Pool, Routing, Target, error, line, not_found, pattern};
+use super::{
+    Outcome, Pattern, Pool, Routing, Server, Target, Unsupported, error, first_pool, line, not_found, pattern,
+};
 
-/// A whole configuration file for Envoy.
-pub fn envoy(topology: &Topology, matcher: &Matcher) -> String {
+/// A whole configuration file for Envoy. Not for a topology whose pools are found by SRV records.
+pub fn envoy(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupported> {
+    if let Some(pool) = first_pool(topology, &[Lookup::Srv]) {
+        return Err(Unsupported::Srv { pool });
+    }
     let routing = Routing::new(topology, matcher);
     let mut out = String::new();
     let preamble = routing.preamble(
@@ -30,7 +35,7 @@ pub fn envoy(topology: &Topology, matcher: &Matcher) -> String {
         cluster(&mut out, pool);
     }
     aggregates(&mut out, &routing);
-    out
+    Ok(out)
 }
 
 fn listener(out: &mut String, routing: &Routing<'_>) {
@@ -349,11 +354,12 @@ fn cluster(out: &mut String, pool: &Pool) {
         Balance::LeastConnections => "LEAST_REQUEST",
         Balance::None | Balance::RoundRobin | Balance::BySynapse(_) => "ROUND_ROBIN",
     };
-    let most = u64::from(pool.cap) * pool.instances.len() as u64;
+    let most = u64::from(pool.cap) * u64::from(pool.servers.iter().map(Server::processes).sum::<u32>());
+    let has_pools = pool.servers.iter().any(|server| server.replicas.is_some());
     line!(
         out,
         r#"  - name: {name}
-    type: {kind}
+    type: {kind}{ttl}
     connect_timeout: {connect}s
     lb_policy: {policy}
     common_lb_config: {{ healthy_panic_threshold: {{ value: 0 }} }}
@@ -392,20 +398,22 @@ fn cluster(out: &mut String, pool: &Pool) {
       - lb_endpoints:"#,
         name = pool.name,
         kind = if pool.named() { "STRICT_DNS" } else { "STATIC" },
+        // Else Envoy asks every five seconds.
+        ttl = if has_pools { "\n    respect_dns_ttl: true" } else { "" },
         connect = answers::CONNECT_TIMEOUT.as_secs(),
         timeout = answers::HEALTH_TIMEOUT.as_secs(),
         interval = answers::HEALTH_INTERVAL.as_secs(),
         failures = answers::HEALTH_FAILURES,
         idle = answers::UPSTREAM_IDLE.as_secs(),
     );
-    for (name, address) in &pool.instances {
-        let address = match address {
+    for server in &pool.servers {
+        let address = match &server.address {
             Address::Unix { path } => format!("pipe: {{ path: {} }}", quoted(&path.to_string_lossy())),
             Address::Tcp { host, port } => {
                 format!("socket_address: {{ address: {}, port_value: {port} }}", quoted(host))
             }
         };
-        line!(out, "        - endpoint: {{ address: {{ {address} }} }} # {name}");
+        line!(out, "        - endpoint: {{ address: {{ {address} }} }} # {}", server.name);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The frontend names the route in a variable, by patterns of which the first that fits counts; backends are the pools.
 
-use model::{Address, Balance, Topology};
+use model::{Address, Balance, Lookup, Topology};
 use routes::{Key, Matcher, answers};
 
 use super::{Outcome, Pool, Routing, Target, error, line, not_found, pattern};
@@ -74,6 +74,9 @@ defaults
 fn resolvers(out: &mut String, routing: &Routing<'_>) {
     if routing.pools.iter().any(Pool::named) {
         line!(out, "\nresolvers system\n    parse-resolv-conf");
+    }
+    if routing.pools.iter().flat_map(|pool| &pool.servers).any(|server| server.replicas.is_some()) {
+        line!(out, "    # The answer for a large pool has to fit.\n    accepted_payload_size 8192");
     }
 }
 
@@ -288,12 +291,21 @@ fn backend(out: &mut String, pool: &Pool) {
         pool.cap,
         if pool.named() { " resolvers system init-addr libc,none" } else { "" },
     );
-    for (name, address) in &pool.instances {
-        let address = match address {
-            Address::Unix { path } => format!("'unix@{}'", path.display()),
-            Address::Tcp { .. } => address.to_string(),
+    for server in &pool.servers {
+        let address = match (&server.address, server.replicas.map(|replicas| replicas.lookup)) {
+            (Address::Unix { path }, _) => format!("'unix@{}'", path.display()),
+            (Address::Tcp { host, .. }, Some(Lookup::Srv)) => format!("_http._tcp.{host}"),
+            (address, _) => address.to_string(),
         };
-        line!(out, "    server {name} {address}");
+        let name = &server.name;
+        if server.replicas.is_some() {
+            // As many as there may be; those that have no address count as not there.
+            // Without `init-addr none`, all of them would begin as the same process.
+            let most = server.processes();
+            line!(out, "    server-template {name}_ 1-{most} {address} init-addr none");
+        } else {
+            line!(out, "    server {name} {address}");
+        }
     }
 }
 

@@ -4,16 +4,20 @@
 //! own, because timeouts and limits are a location's. Only the location is chosen by that: what goes to Synapse is
 //! `$request_uri`, the target as it was sent.
 
-use model::{Address, Balance, Topology};
+use model::{Address, Balance, Lookup, Topology};
 use routes::{Matcher, answers};
 
-use super::{Outcome, Pool, Routing, Target, error, line, not_found, pattern};
+use super::{Outcome, Pool, Routing, Target, Unsupported, error, first_pool, line, not_found, pattern};
 
 /// The locations that requests are rewritten to. No path of a client's gets there by itself.
 const INNER: &str = "/matrix-stack/";
 
-/// A file for nginx's `http` block: maps, upstreams and a server.
-pub fn nginx(topology: &Topology, matcher: &Matcher) -> String {
+/// A file for nginx's `http` block: maps, upstreams and a server. Not for a topology with pools.
+pub fn nginx(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupported> {
+    // nginx 1.27.3 has `resolve` for upstreams, but wants to be told a DNS server, which is not the stack's to know.
+    if let Some(pool) = first_pool(topology, &[Lookup::Address, Lookup::Srv]) {
+        return Err(Unsupported::Pools { pool });
+    }
     let routing = Routing::new(topology, matcher);
     let mut out = String::new();
     let preamble = routing.preamble(
@@ -33,7 +37,7 @@ pub fn nginx(topology: &Topology, matcher: &Matcher) -> String {
         upstream(&mut out, pool);
     }
     server(&mut out, &routing);
-    out
+    Ok(out)
 }
 
 fn maps(out: &mut String, routing: &Routing<'_>) {
@@ -181,12 +185,12 @@ fn upstream(out: &mut String, pool: &Pool) {
         Balance::LeastConnections => line!(out, "    least_conn;"),
         Balance::None | Balance::RoundRobin | Balance::BySynapse(_) => {}
     }
-    for (name, address) in &pool.instances {
-        let address = match address {
+    for server in &pool.servers {
+        let address = match &server.address {
             Address::Unix { path } => format!("\"unix:{}\"", path.display()),
-            Address::Tcp { .. } => address.to_string(),
+            address @ Address::Tcp { .. } => address.to_string(),
         };
-        line!(out, "    server {address} max_fails=1 fail_timeout=2s; # {name}");
+        line!(out, "    server {address} max_fails=1 fail_timeout=2s; # {}", server.name);
     }
     line!(out, "    keepalive 64;");
     line!(out, "    keepalive_timeout {}s;", answers::UPSTREAM_IDLE.as_secs());
