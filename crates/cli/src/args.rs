@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -146,6 +147,10 @@ pub(crate) struct Router {
     /// How they do it: by `io_uring` where the kernel allows it, else by epoll, or by epoll in any case
     #[arg(long, value_enum, default_value_t = Transport::Auto)]
     pub(crate) transport: Transport,
+    /// Ask this DNS server for the names of hosts, which are taken as they stand [default: those of /etc/resolv.conf, with
+    /// its search list]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) dns_server: Option<SocketAddr>,
     /// Write a line for each request to this file [default: none]
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,

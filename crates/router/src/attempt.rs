@@ -107,8 +107,9 @@ impl Attempt<'_> {
 
     /// A new connection.
     async fn open(&self) -> Result<Upstream, Failed> {
-        let opening = Upstream::open(self.instance, self.worker.ring.as_ref());
-        match timeout(self.settings.connect_timeout, opening).await {
+        let within = self.settings.connect_timeout;
+        let opening = Upstream::open(self.instance, within, self.worker.ring.as_ref());
+        match timeout(within, opening).await {
             Ok(Ok(upstream)) => Ok(upstream),
             Ok(Err(error)) => {
                 let (instance, address) = (&*self.instance.name, &self.instance.address);

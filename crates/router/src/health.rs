@@ -61,7 +61,7 @@ type Connection = SendRequest<Empty<Bytes>>;
 
 /// Connects, or finds out what keeps it from that.
 async fn open(instance: &Instance, settings: &Settings) -> Result<Connection, Finding> {
-    let socket = match timeout(settings.connect_timeout, connect(&instance.address)).await {
+    let socket = match timeout(settings.connect_timeout, connect(instance, settings.connect_timeout)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(_)) => return Err(Finding::Refused),
         Err(_) => return Err(Finding::Unhealthy),

@@ -1,9 +1,11 @@
 //! One Synapse process as the router sees it: how it stands, and what is in flight on it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use model::Address;
 use routes::CLASSES;
 use serde::Serialize;
@@ -163,6 +165,9 @@ pub(crate) struct Instance {
     pub id: u64,
     pub name: Arc<str>,
     pub address: Address,
+    /// Where to connect, in the order in which it is tried: what its host's name means, for one that has a name. Empty for
+    /// a unix socket.
+    addresses: ArcSwap<Vec<SocketAddr>>,
     pub seed: u64,
     /// Whether it is [`Standing::Ready`], so that the usual case takes no lock.
     readiness: AtomicU8,
@@ -193,6 +198,12 @@ impl Instance {
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
+            addresses: ArcSwap::from_pointee(match &address {
+                Address::Tcp { host, port } => {
+                    host.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, *port)).into_iter().collect()
+                }
+                Address::Unix { .. } => Vec::new(),
+            }),
             address,
             seed: balance::seed(name),
             readiness: AtomicU8::new(READY),
@@ -260,6 +271,36 @@ impl Instance {
     pub(crate) fn release(&self) -> bool {
         self.forget_connections();
         self.change(|health| *health = Health::new())
+    }
+
+    /// Where to connect, in the order in which it is tried.
+    pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
+        self.addresses.load_full()
+    }
+
+    /// Takes note of what its host's name means now. Requests on their way finish where they are.
+    pub(crate) fn set_addresses(&self, addresses: &[SocketAddr]) {
+        let before = self.addresses();
+        if *before == addresses {
+            return;
+        }
+        self.addresses.store(Arc::new(addresses.to_vec()));
+        if !before.iter().all(|address| addresses.contains(address)) {
+            self.forget_connections();
+        }
+        self.check.notify_one();
+    }
+
+    /// Waits until no request is in flight on it.
+    pub(crate) async fn is_idle(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            ended.await;
+        }
     }
 
     pub(crate) fn is_ready(&self) -> bool {

@@ -7,12 +7,14 @@
 //! Deciding (`key`, `balance`, `failure`, `headers`, and the crate `routes`) and reading HTTP (`http1`) is
 //! pure. `engine` runs a thread for each core, each with its own connections (`client`, `upstream`) over `stream`s that
 //! `io_uring` or epoll moves; `proxy` is the life of a request. `front` accepts connections and hands them to the threads.
+//! `dns` looks names up, and `names` puts into effect what was found.
 
 mod access;
 mod answer;
 mod attempt;
 mod balance;
 mod client;
+mod dns;
 mod engine;
 mod failure;
 mod front;
@@ -23,6 +25,7 @@ mod http2;
 mod instance;
 mod key;
 mod metrics;
+mod names;
 mod payload;
 mod pick;
 mod proxy;
@@ -39,6 +42,7 @@ mod whoami;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -49,7 +53,7 @@ use model::{Address, Role};
 use routes::{CLASSES, Class, Decision};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use access::AccessLog;
 pub use engine::Transport;
@@ -60,10 +64,12 @@ pub use settings::Settings;
 pub use snapshot::{Snapshot, SnapshotError};
 pub use tls::TlsError;
 
+use dns::Resolver;
 use engine::Engine;
 use front::Purpose;
 use http1::{HeadLimits, RequestHead};
 use key::Known;
+use names::Names;
 use pick::{Choice, Pick};
 use snapshot::Active;
 use state::{Phase, Shared, State};
@@ -77,6 +83,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// How they do it.
     pub transport: Transport,
+    /// The DNS server that is asked for the names of hosts, as they stand. Default: what `/etc/resolv.conf` says.
+    pub dns_server: Option<SocketAddr>,
 }
 
 /// The router could not start.
@@ -182,11 +190,14 @@ impl Router {
         let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = options.threads.unwrap_or_else(cores);
         let engine = Engine::start(threads, options.transport, &phase).map_err(StartError::Thread)?;
-        let state = State::new(Active::new(snapshot, None), writer, phase, engine);
+        let active = Active::new(Arc::new(snapshot), None, &Names::new());
+        let resolver = Resolver::new(options.dns_server);
+        let state = State::new(active, writer, phase, engine, resolver);
         let router = Self { state: Arc::new(state) };
         for (instance, _) in &router.state.active.load().instances {
             health::start(&router.state, instance);
         }
+        names::follow(&router.state, &mut names::lock(&router.state));
         tokio::spawn(renew_certificates(Arc::downgrade(&router.state)));
         Ok(router)
     }
@@ -206,16 +217,24 @@ impl Router {
     /// connections and their requests; requests on others finish. What waits is decided anew. Opens the access log
     /// anew. The sizes of the whoami cache stay as they were at the start.
     pub fn reload(&self, snapshot: Snapshot) {
-        let before = self.state.active.load_full();
-        let active = Arc::new(Active::new(snapshot, Some(&before)));
-        self.state.active.store(active.clone());
-        for (instance, _) in &active.instances {
-            if !before.instances.iter().any(|(known, _)| Arc::ptr_eq(known, instance)) {
-                health::start(&self.state, instance);
+        let mut names = names::lock(&self.state);
+        names::activate(&self.state, Arc::new(snapshot), &names);
+        names::follow(&self.state, &mut names);
+        drop(names);
+        self.state.access.reopen();
+    }
+
+    /// Waits until the name of every instance was looked up once, for at most this long: before that, those that are reached
+    /// by a name count as away. Whether it was in time.
+    pub async fn resolved(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        let mut news = self.state.availability.subscribe();
+        while !names::all_asked(&self.state) {
+            if !matches!(timeout_at(until, news.changed()).await, Ok(Ok(()))) {
+                return false;
             }
         }
-        self.state.access.reopen();
-        self.state.available();
+        true
     }
 
     /// Keeps requests from an instance that is about to be restarted: they go to another of its role, or wait for
@@ -242,15 +261,10 @@ impl Router {
 
     /// Waits until no request is in flight on an instance, for at most this long; returns how many still are.
     pub async fn idle(&self, instance: &str, within: Duration) -> usize {
-        let until = Instant::now() + within;
         let Some(instance) = self.state.active.load().instance(instance).cloned() else { return 0 };
-        loop {
-            let ended = instance.ended.notified();
-            let in_flight = instance.in_flight();
-            if in_flight == 0 || timeout_at(until, ended).await.is_err() {
-                return in_flight as usize;
-            }
-        }
+        // If it was not in time, the number says so.
+        let _ = timeout(within, instance.is_idle()).await;
+        instance.in_flight() as usize
     }
 
     fn with(&self, name: &str, act: impl FnOnce(&Arc<instance::Instance>)) -> bool {

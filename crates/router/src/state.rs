@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,9 +13,11 @@ use routes::CLASSES;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::access::Writer;
+use crate::dns::Resolver;
 use crate::engine::Engine;
 use crate::instance::{Instance, Lease, Standing};
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::snapshot::Active;
 use crate::whoami::Whoami;
 
@@ -45,7 +47,10 @@ pub(crate) struct State {
     pub spools: Semaphore,
     pub phase: watch::Sender<Phase>,
     pub engine: Engine,
-    /// Changes whenever an instance becomes ready or the snapshot is replaced.
+    pub resolver: Resolver,
+    /// What is known of the instances' names. Whoever replaces what is active holds it.
+    pub names: Mutex<Names>,
+    /// Changes whenever an instance becomes ready, the snapshot is replaced, or a name was looked up.
     pub availability: watch::Sender<u64>,
     queues: Vec<Queue>,
     waiting: Vec<AtomicUsize>,
@@ -172,7 +177,13 @@ impl Queue {
 }
 
 impl State {
-    pub(crate) fn new(active: Active, access: Writer, phase: watch::Sender<Phase>, engine: Engine) -> Self {
+    pub(crate) fn new(
+        active: Active,
+        access: Writer,
+        phase: watch::Sender<Phase>,
+        engine: Engine,
+        resolver: Resolver,
+    ) -> Self {
         // Seeded by the system: request IDs of one run are unlike those of another.
         let prefix = RandomState::new().hash_one(0_u8);
         let whoami = Whoami::new(active.settings());
@@ -184,6 +195,8 @@ impl State {
             spools: Semaphore::new(MAX_SPOOLED),
             phase,
             engine,
+            resolver,
+            names: Mutex::default(),
             availability: watch::Sender::new(0),
             queues: (0..CLASSES.len() * ROLES.len()).map(|_| Queue::default()).collect(),
             waiting: ROLES.iter().map(|_| AtomicUsize::new(0)).collect(),
@@ -238,6 +251,9 @@ impl State {
                     look.in_flight(&instance.name, class.name, in_flight);
                 }
             }
+        }
+        for (pool, members) in &active.pools {
+            look.pool(pool, *members);
         }
         for spec in &ROLES {
             if spec.serves_http {

@@ -12,6 +12,9 @@ use crate::up::{Asked, Signals, UpError, bind_listeners, raise_file_limit};
 /// moment more.
 const DRAIN: Duration = Duration::from_secs(40);
 
+/// How long it is waited for the names of the processes to be looked up before anybody is told that requests are taken.
+const NAMES: Duration = Duration::from_secs(5);
+
 /// The router's snapshot of a topology.
 pub(crate) fn snapshot(topology: &Topology, table: &Table) -> Result<Snapshot, UpError> {
     let stack = topology.stack();
@@ -41,6 +44,9 @@ pub async fn route(
     tokio::spawn(router.serve(listeners.public));
     if let Some(metrics) = listeners.metrics {
         tokio::spawn(router.serve_private(metrics));
+    }
+    if !router.resolved(NAMES).await {
+        tracing::warn!("not every name could be looked up; what is reached by the others is asked meanwhile");
     }
     ready();
     loop {

@@ -16,6 +16,7 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
             Transport::Auto => router::Transport::Auto,
             Transport::Epoll => router::Transport::Epoll,
         },
+        dns_server: arguments.dns_server,
     };
     let table = super::routes::version(&arguments.synapse, &topology)?;
     let url = topology.stack().base_url();

@@ -22,8 +22,8 @@ use hyper_util::rt::TokioIo;
 use model::{Address, Preset, Role, ServerName, Stack, Topology, WorkerGroup};
 use router::{AccessLog, Options, Router, Settings, Snapshot};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::AbortHandle;
 
 /// Groups of workers: name, roles, count.
@@ -78,13 +78,18 @@ impl Lab {
     }
 
     pub(crate) async fn without_upstreams(stack: Stack, settings: Settings) -> Self {
+        Self::with_dns(stack, settings, None).await
+    }
+
+    /// A router that asks this server for names.
+    pub(crate) async fn with_dns(stack: Stack, settings: Settings, dns_server: Option<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let topology = topology(&stack, dir.path());
         let snapshot = Snapshot::new(&topology, settings).unwrap();
         let access_log = AccessLog::File(dir.path().join("access.log"));
         let router = Router::start(
             snapshot,
-            Options { access_log, transport: crate::TRANSPORT, ..Options::default() },
+            Options { access_log, transport: crate::TRANSPORT, dns_server, ..Options::default() },
         )
         .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -96,8 +101,21 @@ impl Lab {
     /// Runs an instance, in place of what ran there.
     pub(crate) fn run(&self, name: &str, behaviour: Behaviour) {
         self.stop(name);
-        let upstream = Upstream::start(name, self.socket(name), behaviour);
+        let listener = UnixListener::bind(self.socket(name)).unwrap();
+        let upstream = Upstream::start(name, behaviour, listener);
         self.upstreams.lock().unwrap().insert(name.to_owned(), upstream);
+    }
+
+    /// Runs an instance, or something that is to become one, at this address.
+    pub(crate) async fn run_at(&self, name: &str, address: SocketAddr, behaviour: Behaviour) {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let upstream = Upstream::start(name, behaviour, listener);
+        self.upstreams.lock().unwrap().insert(name.to_owned(), upstream);
+    }
+
+    /// Ends what [`Lab::run_at`] began.
+    pub(crate) fn stop_at(&self, name: &str) {
+        assert!(self.upstreams.lock().unwrap().remove(name).is_some(), "{name} runs");
     }
 
     fn socket(&self, name: &str) -> PathBuf {
@@ -363,15 +381,37 @@ impl Drop for Upstream {
     }
 }
 
+/// A listener of either kind.
+trait Accept: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 impl Upstream {
-    fn start(name: &str, path: PathBuf, behaviour: Behaviour) -> Self {
-        let listener = UnixListener::bind(path).unwrap();
+    fn start(name: &str, behaviour: Behaviour, listener: impl Accept) -> Self {
         let (tasks, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let name: Arc<str> = name.into();
         let (connections, count) = (tasks.clone(), seen.clone());
         let accepting = tokio::spawn(async move {
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
+                let stream = listener.accept().await.unwrap();
                 let (name, count, behaviour) = (name.clone(), count.clone(), behaviour.clone());
                 let task = tokio::spawn(async move {
                     match behaviour {
@@ -387,7 +427,10 @@ impl Upstream {
     }
 }
 
-async fn be_polite(stream: UnixStream, name: Arc<str>, behaviour: Behaviour, seen: Arc<AtomicUsize>) {
+async fn be_polite<S>(stream: S, name: Arc<str>, behaviour: Behaviour, seen: Arc<AtomicUsize>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(|request: Request<Incoming>| {
         let (name, behaviour, seen) = (name.clone(), behaviour.clone(), seen.clone());
         async move {
@@ -427,7 +470,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
 }
 
-async fn be_raw(mut stream: UnixStream, raw: Raw, seen: &AtomicUsize) {
+async fn be_raw<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, raw: Raw, seen: &AtomicUsize) {
     let mut head = Vec::new();
     loop {
         let mut byte = [0];

@@ -10,5 +10,6 @@ mod balance;
 mod encrypted;
 mod lab;
 mod life;
+mod names;
 mod protocol;
 mod trouble;
