@@ -236,6 +236,7 @@ fn the_manual_of_commands_is_up_to_date() {
         &["logs"],
         &["restart"],
         &["down"],
+        &["router"],
         &["user", "add"],
         &["render", "synapse"],
         &["render", "nginx"],

@@ -338,8 +338,7 @@ mod tests {
         let count = |name: &str| {
             let address = model::Address::Tcp { host: "10.0.0.7".to_owned(), port: 1 };
             let instance = Instance::new(name, address);
-            for outcome in [Outcome::Answered(200), Outcome::Answered(404), Outcome::Failed(Failure::Timeout)]
-            {
+            for outcome in [Outcome::Answered(2), Outcome::Answered(4), Outcome::Failed(Failure::Timeout)] {
                 let class = CLASSES.first();
                 metrics.request(class, Some(Role::Sync), Some(&instance), outcome, Duration::ZERO);
             }

@@ -428,6 +428,16 @@ async fn a_process_with_addresses_of_both_families_is_one() {
 }
 
 #[tokio::test]
+async fn a_pool_may_be_larger_than_a_datagram() {
+    // An address takes 16 bytes, and no answer over UDP more than 1232.
+    let records: Vec<_> = (1..=100).map(|last| format!("synapse-sync A 127.0.54.{last}")).collect();
+    let records: Vec<_> = records.iter().map(String::as_str).collect();
+    let Some(dns) = Dns::start("a_pool_may_be_larger_than_a_datagram", &records) else { return };
+    let lab = Lab::on_hosts(&dns, free_port(), Lookup::Address).await;
+    assert_eq!(lab.members().len(), 100);
+}
+
+#[tokio::test]
 async fn a_reload_keeps_what_is_known_of_names() {
     let records = ["synapse-main A 127.0.53.1", "synapse-sync A 127.0.53.2", "synapse-sync A 127.0.53.3"];
     let Some(dns) = Dns::start("a_reload_keeps", &records) else { return };
