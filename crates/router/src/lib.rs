@@ -28,6 +28,7 @@ mod metrics;
 mod names;
 mod payload;
 mod pick;
+mod proxied;
 mod proxy;
 mod record;
 mod reply;

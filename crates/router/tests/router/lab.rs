@@ -23,7 +23,7 @@ use model::{Address, Preset, Role, ServerName, Stack, Topology, WorkerGroup};
 use router::{AccessLog, Options, Router, Settings, Snapshot};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 
 /// Groups of workers: name, roles, count.
@@ -181,7 +181,7 @@ impl Lab {
     }
 }
 
-pub(crate) async fn read_all(stream: &mut TcpStream) -> String {
+pub(crate) async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut out = Vec::new();
     let mut buf = [0; 4096];
     while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buf)).await {
