@@ -121,8 +121,8 @@ pub(crate) struct Up {
     /// This is the process in the background that `--detach` leaves
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub(crate) detached: bool,
-    /// Where clients reach the stack, above what the stack file says
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Where clients reach the stack, an address and a port or `unix:PATH`, above what the stack file says
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
     /// Where Synapse, PostgreSQL and Valkey are installed; stacks share it
     #[arg(long, value_name = "DIR")]
@@ -135,8 +135,8 @@ pub(crate) struct Up {
 /// `router`.
 #[derive(Debug, Args)]
 pub(crate) struct Router {
-    /// Where clients reach the stack, above what the stack file says
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Where clients reach the stack, an address and a port or `unix:PATH`, above what the stack file says
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
     /// Which Synapse runs.
     #[command(flatten)]
@@ -154,6 +154,13 @@ pub(crate) struct Router {
     /// Write a line for each request to this file [default: none]
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
+    /// Take over from the router that runs with the same socket here, if one does, without refusing or losing a
+    /// connection; and let the next one take over from this
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) handover: Option<PathBuf>,
+    /// Look at the stack file every two seconds, and reload when its content has changed
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 /// How the router moves bytes.
@@ -218,8 +225,8 @@ pub(crate) struct Proxy {
     /// The file to write to [default: stdout]
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
-    /// Where the proxy listens, above the router's address in the stack file
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Where the proxy listens, an address and a port or `unix:PATH`, above the router's address in the stack file
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
 }
 

@@ -47,6 +47,14 @@ impl Place {
     }
 }
 
+/// The stack file: the named one, or `stack.yaml`.
+pub(crate) fn file(arguments: &StackArguments) -> anyhow::Result<PathBuf> {
+    let file = arguments.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    file.exists().then(|| file.to_owned()).ok_or_else(|| {
+        anyhow!("there is no file `{}` to watch; name one with `--config FILE`", file.display())
+    })
+}
+
 /// Loads the named file, or `stack.yaml` where it exists, or a stack called `localhost`.
 pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Loaded> {
     match file {

@@ -7,8 +7,10 @@
 pub mod client;
 mod control;
 mod forks;
+mod handover;
 pub mod install;
 pub mod launch;
+mod listen;
 pub mod logs;
 pub mod postgres;
 mod probe;
@@ -21,6 +23,7 @@ mod up;
 pub mod users;
 pub mod valkey;
 
-pub use route::route;
+pub use listen::Given;
+pub use route::{RouteOptions, Watch, route};
 pub use state::StateError;
 pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,7 +15,6 @@ use nix::sys::signal::Signal;
 use router::{AccessLog, Router};
 use routes::Table;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -26,6 +24,7 @@ use crate::control::{self, Control};
 use crate::forks;
 use crate::install::{self, InstallError, InstallOptions, Packages};
 use crate::launch::{self, LaunchError, Launcher, Spec, User};
+use crate::listen::{Given, Sockets};
 use crate::logs;
 use crate::postgres::{self, Cluster};
 use crate::proc;
@@ -144,7 +143,7 @@ pub enum UpError {
         /// The field of `stack.yaml`.
         field: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// Who has it, where that can be seen.
         holder: Option<(u32, String)>,
     },
@@ -159,6 +158,14 @@ pub enum UpError {
         address: String,
         /// Why.
         source: io::Error,
+    },
+    /// A router that runs cannot be taken over from, or nobody could take over from this one.
+    #[error("cannot hand the router's sockets over by {}: {reason}", .path.display())]
+    Handover {
+        /// The handover socket.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
     },
     /// The control socket cannot be made.
     #[error("cannot make the control socket {}: {source}; use a shorter `data_dir` on a local disk", .path.display())]
@@ -348,23 +355,6 @@ struct Session {
     _lock: Lock,
 }
 
-/// The addresses that the router listens on.
-pub(crate) struct Listeners {
-    pub(crate) public: TcpListener,
-    pub(crate) metrics: Option<TcpListener>,
-}
-
-pub(crate) async fn bind_listeners(topology: &Topology) -> Result<Listeners, UpError> {
-    let listen = &topology.stack().listen;
-    Ok(Listeners {
-        public: bind("listen.address", &listen.address).await?,
-        metrics: match &listen.metrics {
-            Some(address) => Some(bind("listen.metrics", address).await?),
-            None => None,
-        },
-    })
-}
-
 /// Installs what is missing and starts everything; returns when every process is healthy.
 ///
 /// It must run in a multi-threaded tokio runtime, and takes SIGINT, SIGTERM and SIGHUP for itself.
@@ -383,7 +373,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
     let lock = Lock::acquire(layout)?;
     sweep(layout, &teller).await?;
     logs::cut_long(&layout.logs());
-    let listeners = bind_listeners(topology).await?;
+    let sockets = Sockets::bind(topology, &mut Given::default()).await?;
     let control = Arc::new(Control::new(topology, layout, teller, clock));
     let server = control::serve(Arc::clone(&control))
         .map_err(|source| UpError::Control { path: layout.control_socket(), source })?;
@@ -391,7 +381,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
 
     let mut down = control.down.subscribe();
     let result = tokio::select! {
-        result = start(&options, listeners, &control) => result,
+        result = start(&options, &sockets, &control) => result,
         signal = signals.end() => Err(UpError::Interrupted { signal }),
         _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "matrix-stack down" }),
     };
@@ -441,17 +431,6 @@ async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
     Ok(())
 }
 
-async fn bind(field: &'static str, address: &str) -> Result<TcpListener, UpError> {
-    let failed = |source| UpError::Bind { field, address: address.to_owned(), source };
-    let parsed: SocketAddr = address.parse().map_err(|error| failed(io::Error::other(error)))?;
-    TcpListener::bind(parsed).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            UpError::AddressInUse { field, address: parsed, holder: proc::listener(parsed) }
-        }
-        _ => failed(source),
-    })
-}
-
 /// What Synapse runs with, and what else is there.
 struct Programs {
     python: PathBuf,
@@ -460,7 +439,7 @@ struct Programs {
     packages: Option<Packages>,
 }
 
-async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>) -> Result<Begun, UpError> {
+async fn start(options: &UpOptions, sockets: &Sockets, control: &Arc<Control>) -> Result<Begun, UpError> {
     let UpOptions { topology, layout, .. } = options;
     let launcher = Launcher::this_program();
     let installing = Instant::now();
@@ -473,7 +452,7 @@ async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>
     let applied = Applied::load(layout)?;
     let agreement = state::agreement(topology);
 
-    let router = start_router(topology, layout, endpoints(&programs.synapse, &control.teller), listeners)?;
+    let router = start_router(topology, layout, endpoints(&programs.synapse, &control.teller), sockets)?;
     let units = units(options, &programs, &launcher, &secrets.database_password.path)?;
     let plan = Plan {
         layout: layout.clone(),
@@ -604,7 +583,7 @@ fn start_router(
     topology: &Topology,
     layout: &Layout,
     table: &Table,
-    listeners: Listeners,
+    sockets: &Sockets,
 ) -> Result<Router, UpError> {
     let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
     let snapshot = route::snapshot(topology, table)?;
@@ -614,12 +593,7 @@ fn start_router(
     for instance in topology.instances() {
         router.hold(&instance.name);
     }
-    let serving = router.clone();
-    tokio::spawn(serving.serve(listeners.public));
-    if let Some(metrics) = listeners.metrics {
-        let serving = router.clone();
-        tokio::spawn(serving.serve_private(metrics));
-    }
+    sockets.serve(&router).map_err(system("listen"))?;
     Ok(router)
 }
 
@@ -914,18 +888,6 @@ fn last_words(log: &Path, start: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_taken_address_names_its_holder() {
-        let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = held.local_addr().unwrap().to_string();
-        let error = bind("listen.address", &address).await.unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains(&address) && text.contains("listen.address"), "{text}");
-        assert!(text.contains(&format!("by process {}", std::process::id())), "{text}");
-        // 192.0.2.0/24 is for documentation and on no machine.
-        assert!(matches!(bind("listen.address", "192.0.2.1:1").await, Err(UpError::Bind { .. })));
-    }
 
     #[test]
     fn configuration_errors_are_not_tried_again() {

@@ -5,11 +5,15 @@ use std::process::ExitCode;
 use model::Topology;
 
 use crate::args::{Router, StackArguments, Transport};
-use crate::place::Place;
+use crate::place::{self, Place};
 
 pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Result<ExitCode> {
+    // First of all: it changes the environment.
+    let given = runtime::Given::from_environment();
+    // Before the file is read for the first time, so that no change is missed.
+    let watch = arguments.watch.then(|| place::file(stack)).transpose()?.map(runtime::Watch::new);
     let topology = topology(arguments, stack)?;
-    let options = router::Options {
+    let router = router::Options {
         access_log: arguments.access_log.clone().map_or_else(Default::default, router::AccessLog::File),
         threads: arguments.threads.map(usize::from),
         transport: match arguments.transport {
@@ -18,6 +22,7 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
         },
         dns_server: arguments.dns_server,
     };
+    let options = runtime::RouteOptions { router, given, handover: arguments.handover.clone(), watch };
     let table = super::routes::version(&arguments.synapse, &topology)?;
     let url = topology.stack().base_url();
     let ready = || eprintln!("routing at {url}; SIGHUP reloads, SIGTERM stops");
