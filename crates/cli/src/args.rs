@@ -166,9 +166,7 @@ pub(crate) struct Router {
 /// How the router moves bytes.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(crate) enum Transport {
-    /// `io_uring`, else epoll
     Auto,
-    /// epoll
     Epoll,
 }
 

@@ -279,6 +279,8 @@ fn the_service_manager_gives_the_socket_and_hears_what_goes_on() {
     activated.arg("--config").arg(dir.path().join("stack.yaml")).stdin(OwnedFd::from(listener));
     activated.env("NOTIFY_SOCKET", dir.path().join("notify.sock")).stderr(Stdio::piped());
     let mut router = Router::start(&mut activated);
+    // It holds the socket as well.
+    drop(activated);
     assert_eq!(hear().trim(), "READY=1");
     let mut answer = String::new();
     early.read_to_string(&mut answer).expect("an answer");
