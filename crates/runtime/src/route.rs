@@ -134,14 +134,18 @@ pub async fn route(
     let mut life = Life { router: &router, table, signals, handover, watch, reload };
     let end = life.run(&sockets, serving).await?;
     // Nobody may wait in sockets on which nobody will accept.
-    drop(life);
+    let Life { mut signals, .. } = life;
     drop(sockets);
     let end = match end {
         End::Asked => {
             tell(&[NotifyState::Stopping]);
             router.shutdown(DRAIN).await
         }
-        End::Replaced => router.leave(LINGER, DRAIN).await,
+        End::Replaced => tokio::select! {
+            end = router.leave(LINGER, DRAIN) => end,
+            // With its successor, most likely.
+            _ = signals.end() => router.shutdown(DRAIN).await,
+        },
     };
     tracing::info!(finished = end.finished, cut = end.cut, "stopped");
     Ok(())

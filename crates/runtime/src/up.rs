@@ -339,7 +339,7 @@ impl Signals {
     }
 
     /// The signal that ends a stack. The terminal's end is no reason to stop; a stack is stopped on purpose.
-    async fn end(&mut self) -> &'static str {
+    pub(crate) async fn end(&mut self) -> &'static str {
         loop {
             if let Asked::End(name) = self.next().await {
                 return name;
