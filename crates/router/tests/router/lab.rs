@@ -23,7 +23,7 @@ use model::{Address, Preset, Role, ServerName, Stack, Topology, WorkerGroup};
 use router::{AccessLog, Options, Router, Settings, Snapshot};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::AbortHandle;
 
 /// Groups of workers: name, roles, count.
