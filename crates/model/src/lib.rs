@@ -20,7 +20,9 @@ pub use plan::{plan, reserved_connections};
 pub use preset::{Preset, preset_groups};
 pub use problem::{Problem, Problems};
 pub use role::{Balance, Kind, ROLES, Role, RoleSpec, Shard, Stream, UnknownRole, roles_table_markdown};
-pub use sizing::{Estimate, Machine, Recommendation, UserLoad, choose_preset, estimate, recommend};
+pub use sizing::{
+    Estimate, Machine, Recommendation, Share, UserLoad, choose_preset, estimate, recommend, share,
+};
 pub use stack::{
     Caches, Database, Federation, Hosts, InvalidServerName, Listen, ListenAddress, Lookup,
     MAX_WORKERS_PER_GROUP, Media, Network, NotAnAddress, OWNED_SYNAPSE_OPTIONS, Pool, Pools, Postgres,

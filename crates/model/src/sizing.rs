@@ -28,6 +28,31 @@ const BASE_IDLE: u64 = 225 * MIB;
 /// The same under load.
 const BASE_BUSY: u64 = 700 * MIB;
 
+/// What a Synapse process takes when idle that loads Python and Synapse for itself, as in a container.
+const ALONE_IDLE: u64 = 90 * MIB;
+/// What main should be given beyond that for work and caches.
+const MAIN_BUSY: u64 = 4 * WORKER_BUSY;
+
+/// What a container should be given: what it is promised, and what it must not exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Share {
+    /// Processor time that it is promised, in thousandths of a core. There is no limit, for a limit only makes requests
+    /// slower while cores are idle.
+    pub millicores: u32,
+    /// Memory that it is promised, in MiB.
+    pub memory_mib: u64,
+    /// Memory that it must not exceed, in MiB.
+    pub memory_limit_mib: u64,
+}
+
+/// What the container of a Synapse process should be given, main or another.
+pub fn share(main: bool) -> Share {
+    let busy = if main { MAIN_BUSY } else { WORKER_BUSY };
+    let memory_mib = ((ALONE_IDLE + busy) / MIB).next_multiple_of(64);
+    // A large join or a cold start takes several times the usual for a while.
+    Share { millicores: if main { 250 } else { 100 }, memory_mib, memory_limit_mib: memory_mib * 4 }
+}
+
 /// What a layout needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Estimate {

@@ -430,6 +430,10 @@ pub struct Hosts {
     pub prefix: String,
     /// What stands behind it, such as `.matrix.svc.cluster.local`.
     pub suffix: String,
+    /// What main is called in its host's name. Where hosts are numbered, as the pods of a StatefulSet of Kubernetes are, it is
+    /// `main-1`.
+    #[schemars(length(min = 1))]
+    pub main: String,
     /// The port for clients' and servers' requests.
     #[schemars(range(min = 1))]
     pub http_port: u16,
@@ -448,6 +452,7 @@ impl Default for Hosts {
         Self {
             prefix: "synapse-".to_owned(),
             suffix: String::new(),
+            main: "main".to_owned(),
             http_port: 8008,
             private_port: 9093,
             pools: None,
@@ -458,6 +463,7 @@ impl Default for Hosts {
 impl Hosts {
     /// The host of the process or pool of this name, of which `suffix` is the end.
     pub(crate) fn host(&self, name: &str, suffix: &str) -> String {
+        let name = if name == "main" { &self.main } else { name };
         format!("{}{}{suffix}", self.prefix, name.replace('_', "-"))
     }
 }

@@ -245,6 +245,18 @@ fn processes_on_several_hosts_need_servers_that_all_of_them_reach() {
     assert!(refused(&stack).starts_with("database.external: processes on hosts of their own cannot reach"));
 }
 
+#[test]
+fn main_can_have_a_number_in_its_hosts_name() {
+    let mut stack = on_hosts();
+    stack.media.shared_storage = true;
+    stack.network =
+        Network::Hosts(Hosts { suffix: ".svc".to_owned(), main: "main-1".to_owned(), ..Hosts::default() });
+    let topology = planned(&stack).unwrap();
+    let host = "synapse-main-1.svc".to_owned();
+    assert_eq!(topology.main().private, Address::Tcp { host, port: 9093 });
+    assert_eq!(topology.main().name, "main");
+}
+
 /// The same with pools, and media that is shared.
 fn with_pools() -> Stack {
     let mut stack = on_hosts();
