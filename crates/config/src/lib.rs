@@ -22,7 +22,7 @@ use serde_json::Value as Json;
 
 pub use init::{SCHEMA_FILE, init_yaml};
 pub use places::{default_data_dir, default_packages_dir};
-pub use reference::reference_markdown;
+pub use reference::{fields_markdown, reference_markdown};
 pub use report::{Finding, Place, Report};
 
 use report::Source;

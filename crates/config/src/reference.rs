@@ -68,6 +68,15 @@ pub fn reference_markdown() -> String {
     out
 }
 
+/// All fields of a schema as a table in Markdown, for the manuals of other things that are written as the stack is.
+pub fn fields_markdown(schema: &Json) -> String {
+    let mut table = Table::new(schema);
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        table.field(name, field, is_required(schema, name));
+    }
+    table.finish()
+}
+
 /// Whether the schema is an enumeration whose values have explanations of their own.
 fn is_named_choice(schema: &Json) -> bool {
     schema["oneOf"]
