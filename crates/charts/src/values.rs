@@ -435,6 +435,9 @@ pub struct Router {
     /// How many to run.
     #[schemars(range(min = 1, max = 64))]
     pub replicas: u16,
+    /// How many threads each has to move bytes with.
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: u16,
     /// The Service that Ingresses, Gateways and load balancers send requests to.
     pub service: RouterService,
     /// What holds for its pods, as in `pods`.
@@ -446,6 +449,7 @@ impl Default for Router {
     fn default() -> Self {
         Self {
             replicas: 2,
+            threads: 2,
             service: RouterService::default(),
             pod: object(json!({
                 "resources": { "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "memory": "512Mi" } }
