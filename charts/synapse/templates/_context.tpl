@@ -137,7 +137,9 @@ all at once.
 
 {{- /* Media. */ -}}
 {{- $volume := $v.media.persistence -}}
-{{- $shared := or $v.media.s3.enabled (and $volume.enabled (or $volume.existingClaim (has "ReadWriteMany" $volume.accessModes))) -}}
+{{- /* What lies beside S3 is a copy, which needs no volume. */ -}}
+{{- $claim := ternary (default (printf "%s-media" $name) $volume.existingClaim) "" (and $volume.enabled (not $v.media.s3.enabled)) -}}
+{{- $shared := or $v.media.s3.enabled (and $claim (or $volume.existingClaim (has "ReadWriteMany" $volume.accessModes))) -}}
 {{- if and (gt (int $mediaProcesses) 1) (not $shared) -}}
 {{- $problems = append $problems (printf "media: %d processes serve media and must see the same files; set media.persistence.accessModes to [ReadWriteMany], media.persistence.existingClaim to such a claim, or media.s3" (int $mediaProcesses)) -}}
 {{- end -}}
@@ -219,6 +221,5 @@ all at once.
 {{- fail (printf "\n\nThe values of `%s` cannot be installed:\n  * %s\n" .Release.Name (join "\n  * " $problems)) -}}
 {{- end -}}
 {{- dict "name" $name "domain" $domain "groups" $groups "processes" (prepend $groups $main) "stack" $stack "direct" $direct "restart" $restart
-      "credentials" $credentials "generated" $generated "own" $own "host" $host "valkey" (not $redis.host)
-      "mediaHost" "" "volumeClaim" (default (printf "%s-media" $name) $volume.existingClaim) | toJson -}}
+      "credentials" $credentials "generated" $generated "own" $own "host" $host "valkey" (not $redis.host) "claim" $claim | toJson -}}
 {{- end -}}

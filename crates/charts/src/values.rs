@@ -580,7 +580,7 @@ pub struct MediaStorage {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(default)]
 pub struct Persistence {
-    /// Whether media outlive pods in a volume. Turn it off with `s3`, or to try things out.
+    /// Whether media outlive pods in a volume. With `s3` there is none. Turn it off to try things out.
     pub enabled: bool,
     /// Its size.
     #[schemars(length(min = 1))]

@@ -1,0 +1,19 @@
+//! The Helm charts, rendered by the Helm engine itself and held against the Kubernetes API, the planner and what
+//! `matrix-stack configure` writes.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod consistency;
+mod helm;
+mod objects;
+mod processes;
+mod refusals;
+mod restarts;
+
+/// What is rendered is committed, so that a change of the templates shows as one of the objects.
+#[test]
+fn what_is_rendered_is_committed() {
+    for case in helm::rendered() {
+        committed::file(&format!("charts/rendered/synapse/{}.yaml", case.name), &case.text);
+    }
+}

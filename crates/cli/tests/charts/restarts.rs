@@ -1,0 +1,180 @@
+//! Which pods an upgrade restarts: exactly those whose template changes.
+
+use std::collections::BTreeSet;
+
+use model::{Action, compare};
+use serde_json::{Value, json};
+
+use crate::helm::{Case, Job, render};
+use crate::processes::plan;
+
+/// A change of values, above what, and whose pods restart: `processes` for all of Synapse's, else components.
+fn changes() -> Vec<(&'static str, &'static str, Value, &'static [&'static str])> {
+    vec![
+        ("nothing", "high-availability", json!({}), &[]),
+        (
+            "a pool grows",
+            "high-availability",
+            json!({ "stack": { "workers": { "sync": { "count": 4 } } } }),
+            &["router"],
+        ),
+        (
+            "a pool may grow",
+            "high-availability",
+            json!({ "stack": { "workers": { "sync": { "max_count": 9 } } } }),
+            &["router"],
+        ),
+        (
+            "a pool is named that was the preset's",
+            "high-availability",
+            json!({ "stack": { "workers": { "room": { "count": 3 } } } }),
+            &["router"],
+        ),
+        (
+            "more event persisters",
+            "high-availability",
+            json!({ "stack": { "workers": { "event_persister": { "count": 5 } } } }),
+            &["processes", "router"],
+        ),
+        (
+            "the admin API",
+            "high-availability",
+            json!({ "stack": { "listen": { "admin_api": true } } }),
+            &["router"],
+        ),
+        (
+            "well-known",
+            "high-availability",
+            json!({ "stack": { "well_known": { "server": "example.org:443" } } }),
+            &["router"],
+        ),
+        (
+            "an option of Synapse's",
+            "high-availability",
+            json!({ "stack": { "synapse": { "extra": { "forget_rooms_on_leave": true } } } }),
+            &["processes", "router"],
+        ),
+        (
+            "open registration",
+            "high-availability",
+            json!({ "stack": { "registration": { "open": true } } }),
+            &["processes", "router"],
+        ),
+        ("the router's number", "high-availability", json!({ "router": { "replicas": 5 } }), &[]),
+        ("the router's threads", "high-availability", json!({ "router": { "threads": 8 } }), &["router"]),
+        (
+            "a group's resources",
+            "high-availability",
+            json!({ "groups": { "sync": { "pod": { "resources": { "requests": { "cpu": "1" } } } } } }),
+            &["sync"],
+        ),
+        (
+            "an annotation of main's",
+            "high-availability",
+            json!({ "main": { "pod": { "annotations": { "a": "b" } } } }),
+            &["main"],
+        ),
+        (
+            "Valkey's image",
+            "high-availability",
+            json!({ "images": { "valkey": { "tag": "10" } } }),
+            &["valkey"],
+        ),
+        (
+            "Synapse's image",
+            "high-availability",
+            json!({ "images": { "synapse": { "tag": "v1.164.0" } } }),
+            &["processes"],
+        ),
+        (
+            "the Service's type",
+            "high-availability",
+            json!({ "router": { "service": { "type": "LoadBalancer" } } }),
+            &[],
+        ),
+        (
+            "an autoscaler",
+            "high-availability",
+            json!({ "groups": { "sync": { "autoscaling": { "targetCpu": 80 } } } }),
+            &[],
+        ),
+        (
+            "monitoring",
+            "high-availability",
+            json!({ "monitoring": { "podMonitors": { "enabled": true }, "alerts": { "enabled": true }, "dashboards": { "enabled": true } } }),
+            &[],
+        ),
+        ("no network policies", "high-availability", json!({ "networkPolicy": { "enabled": false } }), &[]),
+        (
+            "a credential",
+            "secrets-in-values",
+            json!({ "secrets": { "formSecret": { "value": "value-of-another" } } }),
+            &["processes"],
+        ),
+        // With a rollout, nothing restarts because of the stack: the rollout does it.
+        (
+            "an option, with a rollout",
+            "everything",
+            json!({ "stack": { "synapse": { "extra": { "forget_rooms_on_leave": true } } } }),
+            &["router"],
+        ),
+    ]
+}
+
+/// The components whose pods the templates make, each with its template.
+fn templates(case: &Case) -> Vec<(&str, &str, &Value)> {
+    case.workloads()
+        .filter(|owner| owner["kind"] != "Job")
+        .map(|owner| {
+            let labels = &owner["spec"]["template"]["metadata"]["labels"];
+            let label = |name: &str| labels[name].as_str().unwrap();
+            (label("app.kubernetes.io/component"), label("matrix-stack/kind"), &owner["spec"]["template"])
+        })
+        .collect()
+}
+
+#[test]
+fn an_upgrade_restarts_what_it_must_and_no_more() {
+    let mut jobs = Vec::new();
+    for (name, file, values, _) in changes() {
+        jobs.push(Job { name: format!("{name}: before"), file, values: json!({}), check: false });
+        jobs.push(Job { name: name.to_owned(), file, values, check: false });
+    }
+    let answers = render(&jobs);
+    for (name, _, _, expected) in changes() {
+        let before = answers[&format!("{name}: before")].as_ref().unwrap();
+        let after = answers[name].as_ref().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let old = templates(before);
+        let restarted: BTreeSet<&str> = templates(after)
+            .into_iter()
+            .filter(|(component, _, template)| {
+                old.iter().any(|(was, _, old)| was == component && old != template)
+            })
+            .map(|(component, _, _)| component)
+            .collect();
+        let all: BTreeSet<&str> =
+            old.iter().filter(|(_, kind, _)| *kind == "synapse").map(|(c, _, _)| *c).collect();
+        let mut wanted: BTreeSet<&str> =
+            expected.iter().copied().filter(|name| *name != "processes").collect();
+        if expected.contains(&"processes") {
+            wanted.extend(&all);
+        }
+        assert_eq!(restarted, wanted, "{name}");
+
+        // Whatever the planner says must restart, does, unless a rollout sees to it.
+        if name.contains("rollout") {
+            continue;
+        }
+        for change in compare(&plan(before), &plan(after)).changes {
+            let (plan, instance) = (plan(before), &change.instance);
+            let Some(group) = plan.instance(instance).map(|instance| instance.group.replace('_', "-")) else {
+                continue;
+            };
+            let must = matches!(change.action, Action::Roll | Action::Restart | Action::StopTogether);
+            assert!(
+                !must || restarted.contains(group.as_str()),
+                "{name}: {instance} keeps its old configuration"
+            );
+        }
+    }
+}
