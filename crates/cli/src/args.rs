@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Render(Render),
     /// Write the Synapse configuration of one process, as in a container
     Configure(Configure),
+    /// Make secrets in the cluster that this runs in, once; those that are there stay as they are
+    GenerateSecrets(GenerateSecrets),
     /// Where requests go, and why
     #[command(subcommand)]
     Routes(Routes),
@@ -240,6 +242,21 @@ pub(crate) struct Configure {
     /// The directory to write to [default: `config` in the data directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Then wait until main is healthy, so that the process finds a database that is up to date; but no longer than this,
+    /// and not for main itself
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait_for_main: Option<u16>,
+}
+
+/// `generate-secrets`.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateSecrets {
+    /// The Secret to keep them in; it is made, or what it lacks is added to it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kubernetes_secret: String,
+    /// The fields of `secrets` in the stack to make secrets for, which are the keys in the Secret
+    #[arg(required = true, value_name = "FIELD", value_parser = clap::builder::PossibleValuesParser::new(config::secrets::GENERATED))]
+    pub(crate) fields: Vec<String>,
 }
 
 /// `routes`.

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -145,8 +145,40 @@ pub fn ensure(stack: &Stack, layout: &Layout) -> Result<SecretPaths, SecretError
     Ok(paths)
 }
 
+/// Writes libpq's password file from the database password that the stack names, if it names one, and nothing else: for
+/// a container, whose secrets are files that are mounted.
+///
+/// # Errors
+/// The password cannot be read, or the file not written.
+pub fn write_pgpass(stack: &Stack, layout: &Layout) -> Result<(), SecretError> {
+    let Some(password) = &stack.secrets.database_password else { return Ok(()) };
+    let password = read_line(&password.file).map_err(|error| named(error, "`secrets.database_password`"))?;
+    create_directory(&layout.secrets())?;
+    write_derived(&layout.secret_paths(stack).pgpass, &layout.secrets(), &pgpass_line(&password))
+}
+
+/// The secrets that [`generate`] knows, by their fields in the stack.
+pub const GENERATED: [&str; 7] = [
+    "signing_key",
+    "macaroon_secret_key",
+    "form_secret",
+    "registration_shared_secret",
+    "worker_replication_secret",
+    "database_password",
+    "redis_password",
+];
+
+/// A new secret for this field of the stack, one of [`GENERATED`].
+///
+/// # Errors
+/// The operating system gave no randomness.
+pub fn generate(field: &str) -> Result<Secret, SecretError> {
+    if field == "signing_key" { signing_key() } else { Secret::generate() }
+}
+
 /// Reads a secret: a file that only its owner may read, with at most 64 KiB of text, of which white space at both
-/// ends is not part.
+/// ends is not part. Where the file is another's, who may read it as one of its group may do so; that is how Kubernetes
+/// mounts a Secret.
 ///
 /// # Errors
 /// The file is missing, exposed, empty, too large or not text.
@@ -306,9 +338,11 @@ fn create_directory(directory: &Path) -> Result<(), SecretError> {
     Ok(())
 }
 
-/// Whether others than the owner may do anything with the file.
+/// Whether others than this process's user may do anything with the file. A group that may read a file of another user's
+/// is how this process comes to it.
 fn is_exposed(metadata: &fs::Metadata) -> bool {
-    metadata.permissions().mode() & 0o077 != 0
+    let of_another = metadata.is_file() && metadata.uid() != nix::unistd::geteuid().as_raw();
+    metadata.permissions().mode() & if of_another { 0o037 } else { 0o077 } != 0
 }
 
 fn exposed(path: &Path, metadata: &fs::Metadata, mend: u32) -> SecretError {

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use config::secrets::{Secret, ensure, read};
+use config::secrets::{GENERATED, Secret, ensure, generate, read, write_pgpass};
 use model::{Layout, Postgres, SecretSource, ServerName, Stack};
 
 fn stack() -> Stack {
@@ -186,4 +186,59 @@ fn secrets_are_not_shown() {
     let secret = Secret::generate().unwrap();
     assert_eq!(format!("{secret:?}"), "Secret(..)");
     assert_ne!(secret, Secret::generate().unwrap());
+}
+
+#[test]
+fn a_container_gets_its_password_file_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    write(&password, "pass:word", 0o400);
+    let mut stack = stack();
+    let layout = Layout::new(dir.path().join("data"));
+    write_pgpass(&stack, &layout).unwrap();
+    assert!(!layout.secrets().exists());
+    stack.secrets.database_password = Some(source(&password));
+    write_pgpass(&stack, &layout).unwrap();
+    let pgpass = layout.secret_paths(&stack).pgpass;
+    assert_eq!(
+        (fs::read_to_string(&pgpass).unwrap().as_str(), mode(&pgpass)),
+        ("*:*:*:*:pass\\:word\n", 0o600)
+    );
+    assert_eq!(fs::read_dir(layout.secrets()).unwrap().count(), 1);
+    fs::remove_file(&password).unwrap();
+    let error = write_pgpass(&stack, &layout).unwrap_err().to_string();
+    assert!(error.contains("`secrets.database_password` does not exist"), "{error}");
+}
+
+/// Kubernetes mounts a Secret as root's, readable for the pod's group.
+#[test]
+fn a_group_may_read_a_file_of_another_user() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can give a file away");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    write(&file, "mounted", 0o440);
+    std::os::unix::fs::chown(&file, Some(4242), None).unwrap();
+    assert_eq!(read(&file).unwrap().expose(), "mounted");
+    for exposed in [0o444, 0o460] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(exposed)).unwrap();
+        assert!(read(&file).is_err(), "{exposed:o}");
+    }
+}
+
+#[test]
+fn every_secret_that_can_be_generated_is_one_that_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for field in GENERATED {
+        let secret = generate(field).unwrap();
+        assert!(seen.insert(secret.expose().to_owned()), "{field}");
+        write(&dir.path().join(field), secret.expose(), 0o400);
+    }
+    let mut stack = stack();
+    stack.secrets.signing_key = Some(source(&dir.path().join("signing_key")));
+    stack.secrets.form_secret = Some(source(&dir.path().join("form_secret")));
+    ensure(&stack, &Layout::new(dir.path().join("data"))).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -42,6 +42,18 @@ pub(crate) async fn health(address: &Address, limit: Duration) -> Result<(), Str
         Ok(Ok(head)) => Err(format!("/health answered `{}`", String::from_utf8_lossy(&head).trim())),
         Ok(Err(error)) => Err(format!("/health: {error}")),
         Err(_) => Err(format!("/health did not answer within {} s", limit.as_secs_f32())),
+    }
+}
+
+/// Waits until a process answers `GET /health` with 200, or until the limit is over; then why it is not healthy.
+pub async fn wait_until_healthy(address: &Address, limit: Duration) -> Result<(), String> {
+    const PAUSE: Duration = Duration::from_millis(500);
+    let end = Instant::now() + limit;
+    loop {
+        match health(address, Duration::from_secs(2)).await {
+            Err(_) if Instant::now() < end => tokio::time::sleep(PAUSE).await,
+            done => return done,
+        }
     }
 }
 
@@ -112,6 +124,24 @@ mod tests {
         assert!(health(&address, LIMIT).await.unwrap_err().contains("503"));
         let gone = Address::Unix { path: "/nonexistent/x.sock".into() };
         assert!(health(&gone, LIMIT).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let address = Address::Unix { path: path.clone() };
+        assert!(wait_until_healthy(&address, Duration::ZERO).await.is_err());
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let listener = UnixListener::bind(&path).unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 16];
+            stream.read_exact(&mut request).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK").await.unwrap();
+        };
+        let (waited, ()) = tokio::join!(wait_until_healthy(&address, Duration::from_secs(20)), late);
+        assert_eq!(waited, Ok(()));
     }
 
     #[tokio::test]

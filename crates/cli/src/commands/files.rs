@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use model::Topology;
@@ -59,7 +60,19 @@ pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<
     let files = render::synapse_instance(&topology, &place.layout, &arguments.instance, name)?;
     let out = arguments.out.clone().unwrap_or_else(|| place.layout.config());
     write(&out, &files)?;
+    config::secrets::write_pgpass(topology.stack(), &place.layout)?;
     eprintln!("wrote {} files to `{}`", files.len(), out.display());
+    if let Some(seconds) = arguments.wait_for_main
+        && arguments.instance != topology.main().name
+    {
+        // Late is better than never: without main, a process still does most of its work.
+        let limit = Duration::from_secs(seconds.into());
+        if let Err(error) =
+            super::block_on(async { Ok(runtime::wait_until_healthy(&topology.main().private, limit).await) })?
+        {
+            eprintln!("main is not healthy yet ({error}); not waiting any longer");
+        }
+    }
     Ok(())
 }
 

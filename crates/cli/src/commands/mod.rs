@@ -6,6 +6,7 @@ mod plan;
 mod router;
 mod routes;
 mod running;
+mod secrets;
 mod up;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Render(render) => files::render(Place::find(stack)?, render)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
+        Command::GenerateSecrets(generate) => secrets::generate(generate)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
         Command::Schema => {
             print_json(&config::schema())?;
