@@ -364,4 +364,36 @@ mod tests {
         assert!(!text.contains("10.0.0.7"), "{text}");
         assert_eq!(text.matches("10.0.0.8").count(), 5, "{text}");
     }
+
+    /// The charts' alerts and dashboards ask for nothing that the router does not tell.
+    #[test]
+    fn alerts_and_dashboards_name_what_the_router_measures() {
+        let metrics = Metrics::new();
+        let name: Arc<str> = "sync_1".into();
+        let labels = |names: [&'static str; 4]| names.map(|name| (name, Arc::from("x")));
+        metrics.requests.get_or_create(&labels(["class", "role", "instance", "outcome"])).inc();
+        metrics.retries.get_or_create(&[("instance", name.clone()), ("failure", "x".into())]).inc();
+        metrics.failed.get_or_create(&[("instance", name.clone()), ("failure", "x".into())]).inc();
+        metrics.closed.get_or_create(&[("kind", "admin")]).inc();
+        metrics.whoami.get_or_create(&[("result", "x")]).inc();
+        metrics.look.in_flight(&name, "sync", 1);
+        metrics.look.instance(&name, "up", 1);
+        metrics.look.queued("sync", "sync", 1);
+        metrics.look.waiting("sync", 1);
+        let text = metrics.encode();
+        let measured: Vec<&str> = text.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+
+        let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/synapse/files");
+        let mut named = 0;
+        for file in ["alerts.yaml", "dashboards/router.json", "dashboards/synapse.json"] {
+            let file = std::fs::read_to_string(files.join(file)).unwrap();
+            for word in file.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+                if word.starts_with("matrix_stack_router_") {
+                    named += 1;
+                    assert!(measured.contains(&word), "the router does not measure {word}");
+                }
+            }
+        }
+        assert!(named > 5, "only {named}");
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -28,6 +30,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("an_encrypting_client_uses_its_part_of_full", an_encrypting_client_uses_its_part_of_full),
     ("accounts_are_added_and_admin_is_closed", accounts_are_added_and_admin_is_closed),
     ("devices_with_opaque_tokens_stay_with_their_user", devices_with_opaque_tokens_stay_with_their_user),
+    ("alerts_and_dashboards_name_what_synapse_measures", alerts_and_dashboards_name_what_synapse_measures),
     ("logs_are_shown", logs_are_shown),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
     ("small_runs_beside_full", small_runs_beside_full),
@@ -247,6 +250,50 @@ fn devices_with_opaque_tokens_stay_with_their_user() {
     let stack = full();
     residents(stack);
     tokens::opaque_tokens(stack, &RESIDENTS);
+}
+
+/// The charts' alerts and dashboards ask for nothing that Synapse does not tell. The router's own metrics are held by a test
+/// of the router's.
+fn alerts_and_dashboards_name_what_synapse_measures() {
+    let measured: BTreeSet<String> = full()
+        .status()
+        .processes
+        .iter()
+        .filter_map(|process| {
+            // The private socket lies beside the one that the status names, or is that one.
+            let sockets = full().data().join("run");
+            let private = sockets.join(format!("{}.private.sock", process.name));
+            private.exists().then(|| scrape(&private))
+        })
+        .flat_map(|text| {
+            let names = text.lines().filter(|line| !line.starts_with('#'));
+            names.filter_map(|line| Some(line.split(['{', ' ']).next()?.to_owned())).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(measured.contains("synapse_build_info"), "{} metrics", measured.len());
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/synapse/files");
+    let mut texts = vec![fs::read_to_string(files.join("alerts.yaml")).expect("the alerts")];
+    for entry in fs::read_dir(files.join("dashboards")).expect("the dashboards") {
+        texts.push(fs::read_to_string(entry.expect("a dashboard").path()).expect("a dashboard"));
+    }
+    let named: BTreeSet<&str> = texts
+        .iter()
+        .flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'))
+        .filter(|word| ["synapse_", "python_", "process_"].iter().any(|start| word.starts_with(start)))
+        .collect();
+    let unknown: Vec<_> = named.iter().filter(|name| !measured.contains(**name)).collect();
+    assert!(named.len() > 10 && unknown.is_empty(), "no process measures {unknown:?}");
+}
+
+/// What a process measures.
+fn scrape(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).expect("the process listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
+    stream.write_all(b"GET /_synapse/metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("a connection");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.split_whitespace().nth(1) == Some("200"), "{answer}");
+    answer
 }
 
 fn logs_are_shown() {
