@@ -20,3 +20,8 @@ fn the_default_values_are_committed() {
 fn what_templates_know_of_the_model_is_committed() {
     committed::file("charts/synapse/files/facts.json", &pretty(&charts::facts()));
 }
+
+#[test]
+fn the_reference_is_committed() {
+    committed::part("docs/kubernetes.md", "values", &charts::reference());
+}
