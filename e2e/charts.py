@@ -15,6 +15,8 @@ import yaml
 
 RELEASE = "matrix"
 NAMESPACE = "chat"
+# How severe what `helm lint` says is when it only informs.
+INFORMATION = 1
 
 
 class Loader(yaml.CSafeLoader):
@@ -87,6 +89,9 @@ def main():
                 invalid.append(f"{template}: {error}")
         for thing in objects:
             invalid += check(thing, job["versions"] if case.get("check", True) else [], seen)
+        if case.get("check", True):
+            said = helm_python.lint(path, values, strict=True)["messages"]
+            invalid += [f"{word['path']}: {word['error']}" for word in said if word["severity"] > INFORMATION]
         answer[case["name"]] = {"text": texts, "objects": objects, "invalid": invalid}
     json.dump(answer, sys.stdout)
 

@@ -73,7 +73,10 @@ labels:
   {{- include "synapse.selector" . | nindent 2 }}
   app.kubernetes.io/part-of: matrix-stack
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-  matrix-stack/kind: {{ .kind }}
+  matrix-stack.io/kind: {{ .kind }}
+  {{- with .group }}
+  matrix-stack.io/group: {{ . }}
+  {{- end }}
   {{- with .root.Values.labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

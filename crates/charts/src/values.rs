@@ -249,7 +249,7 @@ impl Default for Images {
         Self {
             synapse: Image::new("ghcr.io/element-hq/synapse", ""),
             matrix_stack: Image::new("matrix-stack", ""),
-            valkey: Image::new("docker.io/valkey/valkey", "9.0-alpine"),
+            valkey: Image::new("docker.io/valkey/valkey", "9.0.8-alpine"),
             pgbouncer: Image::new("docker.io/edoburu/pgbouncer", "v1.24.1-p1"),
             pull_secrets: Vec::new(),
         }
@@ -648,7 +648,7 @@ impl Default for S3 {
             endpoint: String::new(),
             access_key: Credential {},
             secret_key: Credential {},
-            package: "synapse-s3-storage-provider==1.6.0".to_owned(),
+            package: "synapse-s3-storage-provider==1.7.0".to_owned(),
         }
     }
 }

@@ -286,11 +286,9 @@ fn mounts_have_volumes_and_are_used_and_paths_are_mounted() {
                     || through && ["/secrets", "/data", "/media"].contains(path);
                 assert!(used, "{place}: {path} is mounted, and nothing speaks of it");
             }
-            for word in
-                said.split(['\n', ' ', '"', '\'']).filter(|word| word.starts_with('/') && word.len() > 1)
-            {
-                let there = paths.iter().any(|path| word.trim_end_matches(')').starts_with(path));
-                assert!(there || word.contains("$("), "{place}: {word} is not mounted");
+            let words = said.split_whitespace().map(|word| word.trim_matches(|c| "\"')".contains(c)));
+            for word in words.filter(|word| word.starts_with('/') && word.len() > 1) {
+                assert!(paths.iter().any(|path| word.starts_with(path)), "{place}: {word} is not mounted");
             }
         }
         assert_eq!(mounted, volumes, "{place}: a volume that nothing mounts");
@@ -477,15 +475,13 @@ fn replication_is_for_synapse_alone() {
                         }
                         5432 | 6379 => {
                             let peers = from.unwrap();
-                            assert!(
-                                peers.iter().all(
-                                    |p| p["podSelector"]["matchLabels"]["matrix-stack/kind"] == "synapse"
-                                )
-                            );
+                            assert!(peers.iter().all(
+                                |p| p["podSelector"]["matchLabels"]["matrix-stack.io/kind"] == "synapse"
+                            ));
                         }
                         8008 if name(policy).ends_with("-router") => {}
                         8008 => assert_eq!(
-                            from.unwrap()[0]["podSelector"]["matchLabels"]["matrix-stack/kind"],
+                            from.unwrap()[0]["podSelector"]["matchLabels"]["matrix-stack.io/kind"],
                             "router"
                         ),
                         other => panic!("{}: port {other}", place(case, policy)),

@@ -119,15 +119,19 @@ pub(crate) fn render(jobs: &[Job]) -> BTreeMap<String, Result<Case, String>> {
         .collect()
 }
 
-/// The texts of all templates, without empty lines and templates that rendered nothing.
+/// The texts of all templates as one YAML file, without empty lines. What Helm only says is a comment.
 fn text(templates: &Value) -> String {
     let mut out = String::new();
     let templates: BTreeMap<_, _> = templates.as_object().unwrap().iter().collect();
     for (template, text) in templates {
-        let lines: Vec<&str> =
-            text.as_str().unwrap().lines().filter(|line| !line.trim().is_empty()).collect();
-        if !lines.is_empty() {
-            let _ = writeln!(out, "# {template}\n{}", lines.join("\n"));
+        let lines = text.as_str().unwrap().lines().filter(|line| !line.trim().is_empty());
+        let lines: Vec<&str> = lines.skip_while(|line| *line == "---").collect();
+        if lines.is_empty() {
+            continue;
+        }
+        let _ = writeln!(out, "---\n# {template}");
+        for line in lines {
+            let _ = writeln!(out, "{}{line}", if template.ends_with(".txt") { "# " } else { "" });
         }
     }
     out

@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod consistency;
+mod custom;
 mod helm;
 mod objects;
 mod processes;
+mod programs;
 mod refusals;
 mod restarts;
 

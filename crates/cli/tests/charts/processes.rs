@@ -77,7 +77,7 @@ impl Pod<'_> {
 fn pods(case: &Case) -> Vec<Pod<'_>> {
     let mut pods = Vec::new();
     for owner in case.workloads() {
-        if owner["spec"]["template"]["metadata"]["labels"]["matrix-stack/kind"] != "synapse" {
+        if owner["spec"]["template"]["metadata"]["labels"]["matrix-stack.io/kind"] != "synapse" {
             continue;
         }
         let name = owner["metadata"]["name"].as_str().unwrap();
@@ -146,6 +146,14 @@ fn the_planner_and_the_pods_speak_of_the_same() {
             *found.entry(&instance.name).or_default() += 1;
             assert_eq!(instance.is_pool(), pod.owner["kind"] == "Deployment", "{}: {name}", case.name);
             check_addresses(case, &pod, instance, domain);
+            // By this label, a rollout knows whose processes the pods are.
+            for labelled in [pod.owner, &pod.owner["spec"]["template"]] {
+                assert_eq!(
+                    labelled["metadata"]["labels"]["matrix-stack.io/group"], *instance.group,
+                    "{}",
+                    pod.name
+                );
+            }
             let pools_own = after(&arguments, "--name");
             assert_eq!(pools_own, if instance.is_pool() { vec![pod.name.as_str()] } else { vec![] });
         }
@@ -269,6 +277,9 @@ fn each_pod_is_configured_and_starts_what_it_was_configured_for() {
             let config = arguments.iter().position(|argument| argument == "--config").unwrap() + 1;
             assert_eq!(arguments[config], "/etc/matrix-stack/stack.yaml");
             arguments[config] = place.path("stack.yaml").display().to_string();
+            // Nobody is there to be waited for.
+            let wait = arguments.iter().position(|argument| argument == "--wait-for-main").unwrap();
+            arguments.drain(wait..wait + 2);
             let done =
                 Command::new(MATRIX_STACK).args(&arguments).arg("--data-dir").arg(&data).output().unwrap();
             assert!(

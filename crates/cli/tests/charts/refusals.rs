@@ -55,7 +55,7 @@ fn refusals() -> Vec<(&'static str, &'static str, Value, Vec<&'static str>)> {
             "an option of Synapse's that the stack sets",
             "minimal",
             json!({ "stack": { "synapse": { "extra": { "listeners": [] } } } }),
-            vec!["/stack/synapse/extra", "listeners"],
+            vec!["listeners"],
         ),
         (
             "a second writer where there can be one",

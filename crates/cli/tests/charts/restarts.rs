@@ -128,7 +128,7 @@ fn templates(case: &Case) -> Vec<(&str, &str, &Value)> {
         .map(|owner| {
             let labels = &owner["spec"]["template"]["metadata"]["labels"];
             let label = |name: &str| labels[name].as_str().unwrap();
-            (label("app.kubernetes.io/component"), label("matrix-stack/kind"), &owner["spec"]["template"])
+            (label("app.kubernetes.io/component"), label("matrix-stack.io/kind"), &owner["spec"]["template"])
         })
         .collect()
 }
