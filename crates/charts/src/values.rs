@@ -41,13 +41,13 @@ pub struct Values {
     pub valkey: Component,
     /// `PgBouncer` between the processes and PostgreSQL.
     pub pgbouncer: Pgbouncer,
-    /// PostgreSQL in the cluster, as a `Cluster` of the operator CloudNativePG.
+    /// PostgreSQL in the cluster, as a `Cluster` of the operator `CloudNativePG`.
     pub cloud_native_pg: CloudNativePg,
     /// Where media files lie.
     pub media: MediaStorage,
     /// An Ingress for clients and other servers.
     pub ingress: Ingress,
-    /// An HTTPRoute of the Gateway API for clients and other servers.
+    /// An `HTTPRoute` of the Gateway API for clients and other servers.
     pub http_route: HttpRoute,
     /// A certificate from cert-manager, for the names of `ingress` or of a Gateway.
     pub certificate: Certificate,
@@ -57,11 +57,11 @@ pub struct Values {
     pub network_policy: NetworkPolicies,
     /// The addresses of Services.
     pub services: Services,
-    /// A PodDisruptionBudget for each component of several pods: one pod at a time may be evicted.
+    /// A `PodDisruptionBudget` for each component of several pods: one pod at a time may be evicted.
     pub pod_disruption_budgets: Switch,
     /// How processes are restarted when the stack changes.
     pub rollout: Rollout,
-    /// The pods' ServiceAccounts.
+    /// The pods' `ServiceAccounts`.
     pub service_accounts: ServiceAccounts,
     /// The cluster's domain.
     #[schemars(length(min = 1))]
@@ -297,7 +297,7 @@ pub struct Pod {
     pub host_aliases: Vec<Object>,
     /// DNS configuration, as Kubernetes has it.
     pub dns_config: Object,
-    /// The pods' security context. A field that is `null` is left away, as OpenShift wants it of users and groups.
+    /// The pods' security context. A field that is `null` is left away, as `OpenShift` wants it of users and groups.
     pub security_context: Object,
     /// The containers' security context.
     pub container_security_context: Object,
@@ -381,14 +381,14 @@ pub struct Group {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(default)]
 pub struct Autoscaling {
-    /// By what: `hpa` (HorizontalPodAutoscaler) or `keda` (a ScaledObject of KEDA). Default: the group keeps its size.
+    /// By what: `hpa` (`HorizontalPodAutoscaler`) or `keda` (a `ScaledObject` of KEDA). Default: the group keeps its size.
     #[schemars(extend("enum" = ["", "hpa", "keda"]))]
     pub by: String,
     /// Target of the pods' mean processor use, in hundredths of what they request. With `hpa`, and where there are no
     /// `metrics`.
     #[schemars(range(min = 1))]
     pub target_cpu: Option<u32>,
-    /// Metrics of the HorizontalPodAutoscaler, as Kubernetes has them, in place of `targetCpu`.
+    /// Metrics of the `HorizontalPodAutoscaler`, as Kubernetes has them, in place of `targetCpu`.
     pub metrics: Vec<Object>,
     /// How fast it scales, as Kubernetes has it (`scaleUp`, `scaleDown`).
     pub behavior: Object,
@@ -533,7 +533,7 @@ impl Default for Pgbouncer {
     }
 }
 
-/// A PostgreSQL cluster of CloudNativePG's.
+/// A PostgreSQL cluster of `CloudNativePG`'s.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(default)]
@@ -683,7 +683,7 @@ impl Default for Ingress {
     }
 }
 
-/// An HTTPRoute, for the same hosts as the Ingress.
+/// An `HTTPRoute`, for the same hosts as the Ingress.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(default)]
@@ -738,11 +738,11 @@ pub struct Issuer {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(default)]
 pub struct Monitoring {
-    /// PodMonitors of the Prometheus operator.
+    /// `PodMonitors` of the Prometheus operator.
     pub pod_monitors: PodMonitors,
-    /// Alerts, as a PrometheusRule of the Prometheus operator.
+    /// Alerts, as a `PrometheusRule` of the Prometheus operator.
     pub alerts: Labelled,
-    /// Grafana dashboards, as ConfigMaps that Grafana's sidecar finds.
+    /// Grafana dashboards, as `ConfigMaps` that Grafana's sidecar finds.
     pub dashboards: Dashboards,
 }
 
@@ -812,9 +812,9 @@ impl Default for Dashboards {
 pub struct NetworkPolicies {
     /// Whether to install them.
     pub enabled: bool,
-    /// Who may read metrics, as peers of a NetworkPolicy.
+    /// Who may read metrics, as peers of a `NetworkPolicy`.
     pub metrics_from: Vec<Object>,
-    /// Who may send requests to the router, as peers of a NetworkPolicy. Default: all.
+    /// Who may send requests to the router, as peers of a `NetworkPolicy`. Default: all.
     pub requests_from: Vec<Object>,
 }
 

@@ -430,7 +430,7 @@ pub struct Hosts {
     pub prefix: String,
     /// What stands behind it, such as `.matrix.svc.cluster.local`.
     pub suffix: String,
-    /// What main is called in its host's name. Where hosts are numbered, as the pods of a StatefulSet of Kubernetes are, it is
+    /// What main is called in its host's name. Where hosts are numbered, as the pods of a `StatefulSet` of Kubernetes are, it is
     /// `main-1`.
     #[schemars(length(min = 1))]
     pub main: String,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::helm::{Case, Job, NAMESPACE, render, rendered};
+use crate::helm::{Case, Job, NAMESPACE, VERSIONS, render, rendered};
 
 /// All of something, each with where it is.
 fn each<'c>(mut found: impl FnMut(&'c Case, &'c Value)) {
@@ -394,7 +394,7 @@ fn secrets_are_in_secrets_alone() {
     each(|case, object| {
         let secret = object["kind"] == "Secret";
         texts(object, &mut |text| {
-            assert!(!text.contains("value-of-") && !text.contains("not-a-secret"), "{}", place(case, object))
+            assert!(!text.contains("value-of-") && !text.contains("not-a-secret"), "{}", place(case, object));
         });
         if secret {
             assert!(object["type"].is_string() && !object["data"].as_object().unwrap().is_empty());
@@ -471,7 +471,7 @@ fn replication_is_for_synapse_alone() {
                     match port["port"].as_u64().unwrap() {
                         // Metrics are read on the same port as replication is spoken on, which asks for a secret.
                         9093 | 9090 => {
-                            assert!(from.is_some_and(|from| !from.is_empty()), "{}", place(case, policy))
+                            assert!(from.is_some_and(|from| !from.is_empty()), "{}", place(case, policy));
                         }
                         5432 | 6379 => {
                             let peers = from.unwrap();
@@ -512,7 +512,7 @@ fn all_renders_the_same_again_and_on_upgrades() {
 }
 
 #[test]
-fn the_chart_says_which_synapse_it_is_for() {
+fn the_chart_says_what_it_is_for() {
     let chart = std::fs::read_to_string(committed::root().join("charts/synapse/Chart.yaml")).unwrap();
     let version = runtime::install::SYNAPSE.version("matrix-synapse").unwrap();
     assert!(
@@ -520,4 +520,5 @@ fn the_chart_says_which_synapse_it_is_for() {
         "Chart.yaml: appVersion is not {version}"
     );
     assert!(chart.contains(&format!("version: {}\n", env!("CARGO_PKG_VERSION"))), "Chart.yaml: version");
+    assert!(chart.contains(&format!("kubeVersion: \">={}.0-0\"\n", VERSIONS[0])), "Chart.yaml: kubeVersion");
 }

@@ -59,7 +59,7 @@ macro_rules! fields {
 type Texts = BTreeMap<String, String>;
 
 fields! {
-    PodMonitor { selector: Selector, pod_metrics_endpoints: Vec<Endpoint> }
+    PodMonitor { selector: Selector, #[serde(rename = "podMetricsEndpoints")] endpoints: Vec<Endpoint> }
     Selector { match_labels: Texts }
     Endpoint {
         port: String,

@@ -18,7 +18,7 @@ pub(crate) const MATRIX_STACK: &str = env!("CARGO_BIN_EXE_matrix-stack");
 pub(crate) const NAMESPACE: &str = "chat";
 
 /// The versions of Kubernetes that objects are held against: the oldest that the chart takes, and the newest there is.
-const VERSIONS: [&str; 2] = ["1.31", "1.37"];
+pub(crate) const VERSIONS: [&str; 2] = ["1.31", "1.37"];
 
 /// Values, and what became of them.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ fn text(templates: &Value) -> String {
         }
         let _ = writeln!(out, "---\n# {template}");
         for line in lines {
-            let _ = writeln!(out, "{}{line}", if template.ends_with(".txt") { "# " } else { "" });
+            let _ = writeln!(out, "{}{line}", if template.ends_with("/NOTES.txt") { "# " } else { "" });
         }
     }
     out

@@ -44,7 +44,7 @@ fn every_field_is_one_of_its_type() {
                 | "Cluster" => continue,
                 other => panic!("{}: {other} {name} is of a kind that nothing checks", case.name),
             };
-            let lost = lost(object, &known, String::new());
+            let lost = lost(object, &known, "");
             assert!(lost.is_empty(), "{}: {kind} {name} has fields that the API drops: {lost:?}", case.name);
         }
     }
@@ -58,14 +58,14 @@ fn through<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
 }
 
 /// The fields that got lost on the way.
-fn lost(before: &Value, after: &Value, path: String) -> Vec<String> {
+fn lost(before: &Value, after: &Value, path: &str) -> Vec<String> {
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => before
             .iter()
             // An empty list or mapping says nothing.
             .filter(|(_, value)| !matches!(value, Value::Null))
             .flat_map(|(key, value)| match after.get(key) {
-                Some(after) => lost(value, after, format!("{path}.{key}")),
+                Some(after) => lost(value, after, &format!("{path}.{key}")),
                 None => vec![format!("{path}.{key}")],
             })
             .collect(),
@@ -73,7 +73,7 @@ fn lost(before: &Value, after: &Value, path: String) -> Vec<String> {
             .iter()
             .zip(after)
             .enumerate()
-            .flat_map(|(at, (before, after))| lost(before, after, format!("{path}[{at}]")))
+            .flat_map(|(at, (before, after))| lost(before, after, &format!("{path}[{at}]")))
             .collect(),
         _ => Vec::new(),
     }

@@ -1,4 +1,4 @@
-//! The key to it all: the stack in the ConfigMap is planned by the planner, each pod is configured by the program that its
+//! The key to it all: the stack in the `ConfigMap` is planned by the planner, each pod is configured by the program that its
 //! init container runs, and what they speak of is there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ pub(crate) fn plan(case: &Case) -> Topology {
 struct Pod<'c> {
     /// Its name; in a pool, one that a pod might have.
     name: String,
-    /// The StatefulSet or Deployment.
+    /// The `StatefulSet` or Deployment.
     owner: &'c Value,
     /// What stands for `$(POD_INDEX)`.
     index: u64,

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::helm::{Job, render};
 
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 /// Values, what they are set above, and words of what is said.
 fn refusals() -> Vec<(&'static str, &'static str, Value, Vec<&'static str>)> {
     vec![

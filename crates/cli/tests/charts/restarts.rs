@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::helm::{Case, Job, render};
 use crate::processes::plan;
 
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 /// A change of values, above what, and whose pods restart: `processes` for all of Synapse's, else components.
 fn changes() -> Vec<(&'static str, &'static str, Value, &'static [&'static str])> {
     vec![
