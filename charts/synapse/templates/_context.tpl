@@ -73,7 +73,7 @@ all at once.
 {{- $_ := set . "module" (ternary "synapse.app.media_repository" "synapse.app.generic_worker" $media) -}}
 {{- $_ := set . "instance" (ternary .name (printf "%s_$(POD_INDEX)" .name) $elastic) -}}
 {{- if $media }}{{ $mediaProcesses = add $mediaProcesses .maxCount }}{{ end -}}
-{{- if has .component (list "router" "valkey" "pgbouncer" "postgres" "processes") -}}
+{{- if has .component (list "router" "valkey" "pgbouncer" "postgres" "processes" "rollout") -}}
 {{- $problems = append $problems (printf "stack.workers.%s: the chart has something else of this name; choose another" .name) -}}
 {{- end -}}
 {{- if gt (len .object) 52 -}}
@@ -212,9 +212,9 @@ all at once.
 {{- range $group, $own := $read.workers }}{{ if not $own }}{{ $_ := unset $read.workers $group }}{{ end }}{{ end -}}
 {{- end -}}
 {{- if not $read.workers }}{{ $read = omit $read "workers" }}{{ end -}}
-{{- $restart := dict -}}
+{{- $restart := dict "checksum/credentials" (toJson $own | sha256sum) -}}
 {{- if not $v.rollout.enabled -}}
-{{- $restart = dict "checksum/stack" (toJson $read | sha256sum) "checksum/credentials" (toJson $own | sha256sum) -}}
+{{- $_ := set $restart "checksum/stack" (toJson $read | sha256sum) -}}
 {{- end -}}
 
 {{- if $problems -}}

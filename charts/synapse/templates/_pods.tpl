@@ -94,7 +94,7 @@ annotations:
 {{- define "synapse.pod.spec" -}}
 {{- $pod := .pod -}}
 serviceAccountName: {{ ternary .account "default" .root.Values.serviceAccounts.create }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ default false .token }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ default .grace $pod.terminationGracePeriodSeconds | int }}
 {{- with .root.Values.images.pullSecrets }}

@@ -839,13 +839,27 @@ pub struct Services {
 }
 
 /// How processes are restarted when the stack changes.
-#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(default)]
 pub struct Rollout {
     /// Whether `matrix-stack rollout` restarts what must restart, in the right order. Without it, every Synapse pod
     /// restarts with each change that may concern it.
     pub enabled: bool,
+    /// What holds for its pod, as in `pods`.
+    #[schemars(with = "Pod")]
+    pub pod: Object,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            pod: object(json!({
+                "resources": { "requests": { "cpu": "20m", "memory": "32Mi" }, "limits": { "memory": "128Mi" } }
+            })),
+        }
+    }
 }
 
 /// The pods' service accounts. None of them may do anything, but that of the job that makes secrets.

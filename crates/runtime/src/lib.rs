@@ -24,8 +24,7 @@ pub mod users;
 pub mod valkey;
 
 pub use listen::Given;
-pub use route::{RouteOptions, Watch, route};
 pub use probe::wait_until_healthy;
-pub use route::route;
+pub use route::{RouteOptions, Watch, route};
 pub use state::StateError;
 pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};

@@ -180,11 +180,15 @@ fn what_is_referred_to_is_there() {
     for case in rendered() {
         let known = |kind: &str, wanted: &Value, from: &Value| {
             let wanted = wanted.as_str().unwrap();
-            let generated = kind == "Secret"
-                && (wanted.ends_with("-generated")
-                    && case.of_kind("Job").any(|job| job.to_string().contains(wanted))
-                    || wanted.ends_with("-postgres-app") && case.of_kind("Cluster").next().is_some()
-                    || wanted.ends_with("-tls") && case.of_kind("Certificate").next().is_some());
+            // What others make: the job, an operator, the rollout.
+            let made =
+                kind == "ConfigMap" && case.object("ConfigMap", &format!("{wanted}-desired")).is_some();
+            let generated = made
+                || kind == "Secret"
+                    && (wanted.ends_with("-generated")
+                        && case.of_kind("Job").any(|job| job.to_string().contains(wanted))
+                        || wanted.ends_with("-postgres-app") && case.of_kind("Cluster").next().is_some()
+                        || wanted.ends_with("-tls") && case.of_kind("Certificate").next().is_some());
             let brought = BROUGHT.contains(&wanted) || wanted == "old-media" || wanted == "default";
             assert!(
                 generated || brought || case.object(kind, wanted).is_some(),
@@ -331,8 +335,9 @@ fn pods_are_restricted() {
             let has = probes.iter().filter(|probe| container[**probe].is_object()).count();
             assert_eq!(has, if owner["kind"] == "Job" { 0 } else { 3 }, "{place}: probes");
         }
-        // Only the job that makes secrets talks to the API.
-        assert_eq!(pod["automountServiceAccountToken"], owner["kind"] == "Job", "{place}");
+        // Only the job that makes secrets and the rollout talk to the API.
+        let asks = owner["kind"] == "Job" || name(owner).ends_with("-rollout");
+        assert_eq!(pod["automountServiceAccountToken"], asks, "{place}");
         assert_eq!(pod["enableServiceLinks"], false, "{place}: variables of every Service");
         // A pod that is stopped has the time that its hook and its requests take.
         let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
@@ -434,7 +439,7 @@ fn the_job_that_makes_secrets_may_do_no_more_and_goes_first() {
         if let Some(job) = weights.get("Job") {
             assert!(weights.iter().all(|(kind, weight)| *kind == "Job" || weight < job), "{weights:?}");
         }
-        for role in case.of_kind("Role") {
+        for role in case.of_kind("Role").filter(|role| name(role).ends_with("-generate-secrets")) {
             for rule in list(&role["rules"]) {
                 assert_eq!(rule["resources"], json!(["secrets"]));
                 let verbs: Vec<&str> = list(&rule["verbs"]).map(|verb| verb.as_str().unwrap()).collect();
@@ -451,7 +456,12 @@ fn what_must_be_one_is_one() {
         for set in case.of_kind("StatefulSet") {
             let component = set["metadata"]["labels"]["app.kubernetes.io/component"].as_str().unwrap();
             let group = topology.groups().iter().find(|group| group.name.replace('_', "-") == component);
+            let rolled = case.object("Deployment", "chat-server-rollout").is_some() && component != "valkey";
             let expected = group.map_or(1, |group| group.count);
+            if rolled {
+                assert!(set["spec"]["replicas"].is_null(), "{}: the rollout says how many", place(case, set));
+                continue;
+            }
             assert_eq!(set["spec"]["replicas"], expected, "{}", place(case, set));
             let single = group.is_none_or(|group| group.roles.iter().any(|role| !role.spec().scalable));
             assert!(!single || set["spec"]["replicas"] == 1, "{}", place(case, set));

@@ -76,13 +76,17 @@ impl Pod<'_> {
 /// All of Synapse's pods.
 fn pods(case: &Case) -> Vec<Pod<'_>> {
     let mut pods = Vec::new();
+    let topology = plan(case);
     for owner in case.workloads() {
         if owner["spec"]["template"]["metadata"]["labels"]["matrix-stack.io/kind"] != "synapse" {
             continue;
         }
         let name = owner["metadata"]["name"].as_str().unwrap();
-        // An autoscaler says how many where nobody else does.
-        let replicas = owner["spec"]["replicas"].as_u64().unwrap_or(2);
+        // An autoscaler or a rollout says how many where the chart does not.
+        let group = &owner["metadata"]["labels"]["matrix-stack.io/group"];
+        let planned = topology.groups().iter().find(|planned| *group == *planned.name);
+        let planned = planned.map_or(1, |group| u64::from(group.count));
+        let replicas = owner["spec"]["replicas"].as_u64().unwrap_or(planned);
         if owner["kind"] == "Deployment" {
             pods.extend((0..replicas).map(|index| Pod {
                 name: format!("{name}-6d4cf56db6-x{index}yz"),
