@@ -75,8 +75,8 @@ fields! {
         regex: Option<String>,
     }
     PrometheusRule { groups: Vec<RuleGroup> }
-    RuleGroup { name: String, rules: Vec<Alert> }
-    Alert { alert: String, expr: String, r#for: String, labels: Texts, annotations: Texts }
+    RuleGroup { name: String, rules: Vec<Rule> }
+    Rule { alert: String, expr: String, r#for: String, labels: Texts, annotations: Texts }
     ScaledObject {
         scale_target_ref: Target,
         min_replica_count: u32,
@@ -97,15 +97,15 @@ fields! {
     Backend { name: String, port: u16 }
     Cluster {
         instances: u32,
-        storage: Storage,
+        storage: Disk,
         bootstrap: Bootstrap,
         postgresql: Postgresql,
-        monitoring: Option<Monitoring>,
+        monitoring: Option<PodMonitoring>,
     }
-    Storage { size: String, storage_class: Option<String> }
+    Disk { size: String, storage_class: Option<String> }
     Bootstrap { initdb: InitDb }
     // `localeCType` is how the operator spells it.
     InitDb { database: String, owner: String, encoding: String, locale_collate: String, #[serde(rename = "localeCType")] locale_ctype: String }
     Postgresql { parameters: Texts }
-    Monitoring { enable_pod_monitor: bool }
+    PodMonitoring { enable_pod_monitor: bool }
 }

@@ -266,8 +266,12 @@ fn alerts_and_dashboards_name_what_synapse_measures() {
             private.exists().then(|| scrape(&private))
         })
         .flat_map(|text| {
-            let names = text.lines().filter(|line| !line.starts_with('#'));
-            names.filter_map(|line| Some(line.split(['{', ' ']).next()?.to_owned())).collect::<Vec<_>>()
+            // What has not happened yet is told by its type alone.
+            let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+            let ends = |kind| if kind == "histogram" { &["_bucket", "_sum", "_count"][..] } else { &[""] };
+            types
+                .flat_map(|(name, kind)| ends(kind).iter().map(move |end| format!("{name}{end}")))
+                .collect::<Vec<_>>()
         })
         .collect();
     assert!(measured.contains("synapse_build_info"), "{} metrics", measured.len());
