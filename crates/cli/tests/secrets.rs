@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -73,41 +73,45 @@ fn serve(directory: &tempfile::TempDir) -> Arc<Mutex<Cluster>> {
     let shared = cluster.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = BufReader::new(stream.unwrap());
-            // Each connection has one request after the other, until the client leaves.
-            loop {
-                let (mut first, mut length) = (String::new(), 0);
-                if stream.read_line(&mut first).unwrap_or(0) == 0 {
-                    break;
-                }
-                loop {
-                    let mut line = String::new();
-                    stream.read_line(&mut line).unwrap();
-                    let line = line.trim().to_lowercase();
-                    if let Some(value) = line.strip_prefix("content-length:") {
-                        length = value.trim().parse().unwrap();
-                    }
-                    if line.is_empty() {
-                        break;
-                    }
-                }
-                let mut body = vec![0; length];
-                stream.read_exact(&mut body).unwrap();
-                let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                let mut words = first.split_whitespace();
-                let (method, path) = (words.next().unwrap(), words.next().unwrap());
-                let (status, answer) = shared.lock().unwrap().answer(method, path, &body);
-                let answer = answer.to_string();
-                write!(
-                    stream.get_mut(),
-                    "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
-                    answer.len()
-                )
-                .unwrap();
-            }
+            // A client may hold several connections, and use them as it likes.
+            let (stream, shared) = (BufReader::new(stream.unwrap()), shared.clone());
+            std::thread::spawn(move || converse(stream, &shared));
         }
     });
     cluster
+}
+
+/// Answers one request after the other, until the client leaves.
+fn converse(mut stream: BufReader<TcpStream>, cluster: &Mutex<Cluster>) {
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        if stream.read_line(&mut first).unwrap_or(0) == 0 {
+            return;
+        }
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            let line = line.trim().to_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).unwrap();
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let mut words = first.split_whitespace();
+        let (method, path) = (words.next().unwrap(), words.next().unwrap());
+        let (status, answer) = cluster.lock().unwrap().answer(method, path, &body);
+        let answer = answer.to_string();
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            answer.len()
+        );
+        stream.get_mut().write_all(format!("{head}{answer}").as_bytes()).unwrap();
+    }
 }
 
 #[test]
