@@ -10,7 +10,7 @@ mod yaml;
 use std::path::PathBuf;
 
 pub use proxy::{Unsupported, envoy, haproxy, nginx};
-pub use synapse::{InstanceError, config_args, synapse, synapse_instance};
+pub use synapse::{InstanceError, config_args, synapse, synapse_instance, synapse_options};
 
 /// A file for another program to read.
 ///

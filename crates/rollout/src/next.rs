@@ -1,0 +1,337 @@
+//! The core: from what is in the cluster to what is to be done next. Pure, and without a memory of its own.
+//!
+//! Pods read the *applied* stack when they start, and nothing else. So there are two phases, each of which can be entered
+//! at any point:
+//!
+//! 1. The applied stack is not the desired one: whatever must not run with both is *held*, which means marked and scaled to
+//!    zero; once its pods are gone, the desired stack becomes the applied one.
+//! 2. They are the same: turn by turn, what is held is started and what has another configuration is rolled.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use model::{Comparison, compare};
+
+use crate::wanted::{Key, Kind, Target, Turn, Wanted};
+
+/// What is in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The text of the desired stack; `None` where there is none.
+    pub desired: Option<String>,
+    /// The text of the applied stack; `None` where there is none.
+    pub applied: Option<String>,
+    /// The workloads of the release that belong to a group.
+    pub workloads: Vec<Workload>,
+    /// Their pods, and those that deleted workloads left.
+    pub pods: Vec<Pod>,
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Which one.
+    pub key: Key,
+    /// Its name.
+    pub name: String,
+    /// The configuration that stands in its pod template.
+    pub configuration: Option<String>,
+    /// Set while it is held: how many pods it had.
+    pub held: Option<u32>,
+    /// How many pods it shall have.
+    pub replicas: u32,
+    /// Whether Kubernetes' own controller has seen what it shall be.
+    pub seen: bool,
+    /// How many pods it has.
+    pub pods: u32,
+    /// How many of them come from its present template.
+    pub updated: u32,
+    /// How many of them are ready.
+    pub ready: u32,
+    /// Whether the API server still takes the number of its pods for ours to say.
+    pub scale_is_ours: bool,
+}
+
+impl Workload {
+    fn settled(&self) -> bool {
+        self.seen && [self.pods, self.updated, self.ready].iter().all(|count| *count == self.replicas)
+    }
+}
+
+/// A pod whose processes have not all ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// The workload that it belongs to.
+    pub key: Key,
+    /// Its name.
+    pub name: String,
+    /// The configuration that its template had.
+    pub configuration: Option<String>,
+}
+
+/// One thing to do. Each is one request that changes something, and each can be the last before everything is begun anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Set what is ours of a workload.
+    Mark {
+        /// The workload.
+        key: Key,
+        /// Its name.
+        name: String,
+        /// The configuration in its pod template. Another one makes Kubernetes roll its pods.
+        configuration: Option<String>,
+        /// Whether it is held, and how many pods it had.
+        held: Option<u32>,
+    },
+    /// Set how many pods a workload has.
+    Scale {
+        /// The workload.
+        key: Key,
+        /// Its name.
+        name: String,
+        /// So many.
+        replicas: u32,
+    },
+    /// Leave the number of a pool's pods to others again.
+    Release {
+        /// The workload.
+        key: Key,
+        /// Its name.
+        name: String,
+    },
+    /// Make the desired stack the applied one.
+    Apply {
+        /// Its text.
+        text: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mark { key, held: Some(_), .. } => write!(f, "hold {key}"),
+            Self::Mark { key, held: None, .. } => write!(f, "let {key} run with its configuration"),
+            Self::Scale { key, replicas, .. } => write!(f, "scale {key} to {replicas}"),
+            Self::Release { key, .. } => write!(f, "leave the scale of {key} to others"),
+            Self::Apply { .. } => f.write_str("apply the desired stack"),
+        }
+    }
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Next {
+    /// Things to do now, in this order.
+    pub steps: Vec<Step>,
+    /// What has to happen by itself before more can be done.
+    pub waiting: Vec<String>,
+    /// Why the desired stack cannot be rolled out. What was applied before goes on.
+    pub refused: Option<String>,
+}
+
+impl Next {
+    /// Whether the desired stack is applied and all of its pods are ready.
+    pub fn is_done(&self) -> bool {
+        self.steps.is_empty() && self.waiting.is_empty() && self.refused.is_none()
+    }
+}
+
+/// What the planner says about the change from the applied stack to the desired one; `None` where one of them is missing
+/// or unusable.
+pub fn comparison(observed: &Observed) -> Option<Comparison> {
+    let read = |name, text: &Option<String>| Target::read(name, text.as_deref()?).ok();
+    let (applied, desired) = (read(APPLIED, &observed.applied)?, read(DESIRED, &observed.desired)?);
+    Some(compare(&applied.topology, &desired.topology))
+}
+
+const APPLIED: &str = "the applied stack";
+const DESIRED: &str = "the desired stack";
+
+/// Says what to do next. At most `at_once` workloads roll at the same time.
+pub fn next(observed: &Observed, at_once: usize) -> Next {
+    let applied = observed.applied.as_deref().map(|text| Target::read(APPLIED, text));
+    let desired = match wish(observed, applied.as_ref().and_then(|applied| applied.as_ref().ok())) {
+        Ok(wish) => wish,
+        Err(refused) => {
+            // What was applied is brought to its end: a stack that is half stopped helps nobody.
+            let next = match &applied {
+                Some(Ok(applied)) => converge(observed, applied, at_once),
+                Some(Err(_)) | None => Next::default(),
+            };
+            return Next { refused: Some(refused), ..next };
+        }
+    };
+    if observed.applied == observed.desired {
+        converge(observed, &desired, at_once)
+    } else {
+        // One that this version cannot read was applied by another; what it led to is then unknown.
+        let applied = applied.and_then(Result::ok);
+        hold_and_apply(observed, applied.as_ref(), &desired)
+    }
+}
+
+/// The desired stack, or why it cannot be had.
+fn wish(observed: &Observed, applied: Option<&Target>) -> Result<Target, String> {
+    let text = observed.desired.as_deref().ok_or("there is no desired stack; install the chart first")?;
+    let desired = Target::read(DESIRED, text).map_err(|unusable| unusable.0)?;
+    if let Some(applied) = applied
+        && let Some((field, reason)) = compare(&applied.topology, &desired.topology).refused.first()
+    {
+        return Err(format!("`{field}` cannot change on a stack that has data: {reason}"));
+    }
+    Ok(desired)
+}
+
+/// The first phase.
+fn hold_and_apply(observed: &Observed, applied: Option<&Target>, desired: &Target) -> Next {
+    let mut next = Next::default();
+    for wanted in &desired.wanted {
+        if !observed.workloads.iter().any(|workload| workload.key == wanted.key) {
+            next.waiting.push(format!("{} does not exist yet", wanted.key));
+        }
+    }
+    let complete = next.waiting.is_empty();
+    let mut ends = ends(observed, applied, desired);
+    // Until all that the desired stack needs is there, what is in the applied one goes on.
+    ends.retain(|key| complete || applied.is_some_and(|applied| applied.of(key).is_none()));
+    for workload in observed.workloads.iter().filter(|workload| ends.contains(&workload.key)) {
+        hold(workload, &mut next.steps);
+        if !workload.seen || workload.pods > 0 {
+            next.waiting.push(format!("{} still has pods", workload.key));
+        }
+    }
+    // By the pods, too: those of a workload that was deleted run on for a while.
+    for pod in observed.pods.iter().filter(|pod| ends.contains(&pod.key)) {
+        next.waiting.push(format!("the pod `{}` has not ended yet", pod.name));
+    }
+    if next.steps.is_empty()
+        && next.waiting.is_empty()
+        && let Some(text) = &observed.desired
+    {
+        next.steps.push(Step::Apply { text: text.clone() });
+    }
+    next
+}
+
+/// The workloads whose pods must have ended before the desired stack is applied: those that must not run with both, and
+/// those that the applied stack does not know.
+fn ends<'a>(observed: &'a Observed, applied: Option<&Target>, desired: &Target) -> BTreeSet<&'a Key> {
+    let workloads = observed.workloads.iter().map(|workload| (&workload.key, &workload.configuration));
+    let pods = observed.pods.iter().map(|pod| (&pod.key, &pod.configuration));
+    let will = |key: &Key| desired.of(key).map(|wanted| &wanted.configuration);
+    let end_first = applied.map(|applied| compare(&applied.topology, &desired.topology).end_first);
+    let ends = |key: &Key, has: &Option<String>| match (applied, &end_first) {
+        (Some(applied), Some(end_first)) => applied.of(key).is_none_or(|was| {
+            will(key) != Some(&was.configuration) && was.instances.iter().any(|name| end_first.contains(name))
+        }),
+        // What was applied is not known, so the hashes have to say it all.
+        _ => will(key) != has.as_ref(),
+    };
+    workloads.chain(pods).filter(|(key, has)| ends(key, has)).map(|(key, _)| key).collect()
+}
+
+fn hold(workload: &Workload, steps: &mut Vec<Step>) {
+    let Workload { key, name, .. } = workload;
+    if workload.held.is_none() {
+        let (configuration, held) = (workload.configuration.clone(), Some(workload.replicas));
+        steps.push(Step::Mark { key: key.clone(), name: name.clone(), configuration, held });
+    }
+    if workload.replicas > 0 {
+        steps.push(Step::Scale { key: key.clone(), name: name.clone(), replicas: 0 });
+    }
+}
+
+/// The second phase.
+fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
+    let mut next = Next::default();
+    for workload in observed.workloads.iter().filter(|workload| target.of(&workload.key).is_none()) {
+        hold(workload, &mut next.steps);
+    }
+    for turn in Turn::ALL {
+        let of_turn: Vec<(&Wanted, Option<&Workload>)> = target
+            .wanted
+            .iter()
+            .filter(|wanted| wanted.turn == turn)
+            .map(|wanted| (wanted, observed.workloads.iter().find(|workload| workload.key == wanted.key)))
+            .collect();
+        let mut free = at_once.saturating_sub(
+            of_turn.iter().filter_map(|(wanted, workload)| Some((wanted, (*workload)?))).filter(rolls).count(),
+        );
+        for (wanted, workload) in of_turn {
+            match workload {
+                None => next.waiting.push(format!("{} does not exist yet", wanted.key)),
+                Some(workload) if workload.held.is_some() => start(observed, target, wanted, workload, &mut next),
+                Some(workload) => roll(wanted, workload, &mut free, &mut next),
+            }
+        }
+        if !next.waiting.is_empty() {
+            break;
+        }
+    }
+    next
+}
+
+/// Whether a workload is on its way to its configuration.
+fn rolls((wanted, workload): &(&&Wanted, &Workload)) -> bool {
+    workload.held.is_none()
+        && workload.configuration.as_ref() == Some(&wanted.configuration)
+        && !workload.settled()
+}
+
+/// Lets a workload run that was held: its configuration first, so that its pods start but once.
+fn start(observed: &Observed, target: &Target, wanted: &Wanted, workload: &Workload, next: &mut Next) {
+    let Workload { key, name, held, .. } = workload;
+    next.waiting.push(format!("{key} starts"));
+    let mark = |held| {
+        let configuration = Some(wanted.configuration.clone());
+        Step::Mark { key: key.clone(), name: name.clone(), configuration, held }
+    };
+    if workload.configuration.as_ref() != Some(&wanted.configuration) {
+        next.steps.push(mark(*held));
+    }
+    // All looked ended when the stack was applied. Whatever came up since, by somebody else's doing, has to end too.
+    let late = observed.pods.iter().find(|pod| {
+        let held = observed.workloads.iter().any(|workload| workload.key == pod.key && workload.held.is_some());
+        let will = target.of(&pod.key).map(|wanted| &wanted.configuration);
+        held && will.is_some() && will != pod.configuration.as_ref()
+    });
+    if let Some(pod) = late {
+        next.waiting.push(format!("the pod `{}` has not ended yet", pod.name));
+        if workload.replicas > 0 {
+            next.steps.push(Step::Scale { key: key.clone(), name: name.clone(), replicas: 0 });
+        }
+        return;
+    }
+    let replicas = wanted.replicas.or(*held).unwrap_or(1);
+    if workload.replicas != replicas {
+        next.steps.push(Step::Scale { key: key.clone(), name: name.clone(), replicas });
+    }
+    next.steps.push(mark(None));
+}
+
+/// Brings a workload that runs to its configuration.
+fn roll(wanted: &Wanted, workload: &Workload, free: &mut usize, next: &mut Next) {
+    let Workload { key, name, .. } = workload;
+    let configured = workload.configuration.as_ref() == Some(&wanted.configuration);
+    if !configured {
+        next.waiting.push(format!("{key} restarts with its new configuration"));
+        if *free == 0 {
+            return;
+        }
+        *free -= 1;
+        let configuration = Some(wanted.configuration.clone());
+        next.steps.push(Step::Mark { key: key.clone(), name: name.clone(), configuration, held: None });
+    }
+    if let Some(replicas) = wanted.replicas.filter(|replicas| *replicas != workload.replicas) {
+        next.steps.push(Step::Scale { key: key.clone(), name: name.clone(), replicas });
+        next.waiting.push(format!("{key} is scaled"));
+    } else if configured && !workload.settled() {
+        next.waiting.push(format!(
+            "{key} has {} ready pods of {}, {} of them with its present template",
+            workload.ready, workload.replicas, workload.updated
+        ));
+    }
+    if wanted.key.kind == Kind::Deployment && workload.scale_is_ours {
+        next.steps.push(Step::Release { key: key.clone(), name: name.clone() });
+    }
+}

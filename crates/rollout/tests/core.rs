@@ -1,0 +1,568 @@
+//! The core against a small model of Kubernetes, with every interleaving that chance comes upon: steps that are never
+//! taken, pods that restart by themselves, wishes that change in the middle.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use rollout::{Key, Kind, Next, Observed, Pod, Step, Target, Workload, next, options};
+use serde_json::Value;
+
+const AT_ONCE: usize = 2;
+
+/// Stacks, each a change of the first.
+static STACKS: LazyLock<Vec<Stack>> = LazyLock::new(|| {
+    let pools = "pools: {suffix: .svc}";
+    [
+        ("base", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+        ("more writers", pools, "", "event_persister: {count: 3}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+        ("typing leaves main", pools, "", "event_persister: {count: 1}, typing: {}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+        ("other pushers", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 3}"),
+        ("no pushers", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}"),
+        ("a shared option", pools, "caches: {global_factor: 2}", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+        ("an option of readers", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4, cache_factor: 3}, pusher: {count: 1}"),
+        ("readers by name", "pools: null", "", "event_persister: {count: 1}, sync: {count: 2}, pusher: {count: 1}"),
+        ("fewer readers by name", "pools: null", "", "event_persister: {count: 1}, sync: {count: 1}, pusher: {count: 1}"),
+        ("a second duty", pools, "", "event_persister: {count: 1, roles: [event_persister, typing]}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+        ("another Valkey", pools, "redis: {external: {host: other}}", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+        ("a comment", pools, "# nothing", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
+    ]
+    .into_iter()
+    .map(|(name, pools, more, workers)| {
+        let redis = if more.starts_with("redis") { "" } else { "redis: {external: {host: valkey}}\n" };
+        let text = format!(
+            "server_name: example.org\npreset: custom\nnetwork: {{hosts: {{{pools}}}}}\n{redis}\
+             public_base_url: https://matrix.example.org\n\
+             database: {{external: {{host: postgres}}, max_connections: 500}}\n{more}\nworkers: {{{workers}}}\n"
+        );
+        let target = Target::read(name, &text).unwrap_or_else(|error| panic!("{error}"));
+        let views =
+            target.wanted.iter().map(|w| (w.key.clone(), View::of(&target, &w.key))).collect();
+        Stack { name, text, target, views }
+    })
+    .collect()
+});
+
+struct Stack {
+    name: &'static str,
+    text: String,
+    target: Target,
+    views: BTreeMap<Key, View>,
+}
+
+fn stack(name: &str) -> usize {
+    STACKS.iter().position(|stack| stack.name == name).unwrap()
+}
+
+/// What a group's processes believe about who does what, taken from the options that Synapse reads.
+#[derive(Debug)]
+struct View {
+    /// Each kind of work with those who do it.
+    lists: BTreeMap<String, BTreeSet<String>>,
+    /// What all processes must have in common at any time.
+    common: Value,
+}
+
+impl View {
+    fn of(target: &Target, key: &Key) -> Self {
+        let options = options(target, key).unwrap();
+        let mut lists = BTreeMap::new();
+        let names = |value: &Value| match value {
+            Value::Array(names) => names.iter().map(|name| name.as_str().unwrap().to_owned()).collect(),
+            name => BTreeSet::from([name.as_str().unwrap().to_owned()]),
+        };
+        for (stream, writers) in options["stream_writers"].as_object().unwrap() {
+            lists.insert(format!("stream {stream}"), names(writers));
+        }
+        for duty in [
+            "run_background_tasks_on",
+            "notify_appservices_from_worker",
+            "update_user_directory_from_worker",
+            "media_instance_running_background_jobs",
+            "pusher_instances",
+            "federation_sender_instances",
+        ] {
+            lists.insert(duty.to_owned(), names(&options[duty]));
+        }
+        Self { lists, common: serde_json::json!([options["redis"], options["database"]["args"]["host"]]) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    Pending,
+    /// Its processes run with this stack.
+    Running(usize),
+    Ready(usize),
+    Ending(usize),
+}
+
+#[derive(Clone, Debug)]
+struct SimPod {
+    key: Key,
+    number: u32,
+    configuration: Option<String>,
+    phase: Phase,
+}
+
+impl SimPod {
+    fn stack(&self) -> Option<usize> {
+        match self.phase {
+            Phase::Pending => None,
+            Phase::Running(stack) | Phase::Ready(stack) | Phase::Ending(stack) => Some(stack),
+        }
+    }
+
+    fn ends(&self) -> bool {
+        matches!(self.phase, Phase::Ending(_))
+    }
+
+    /// Its process's name, as others list it.
+    fn process(&self) -> String {
+        if self.key.group == "main" { "master".to_owned() } else { format!("{}_{}", self.key.group, self.number) }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SimWorkload {
+    configuration: Option<String>,
+    held: Option<u32>,
+    replicas: u32,
+    seen: bool,
+    ours: bool,
+}
+
+/// A cluster with one release in it.
+#[derive(Clone, Debug, Default)]
+struct World {
+    desired: Option<usize>,
+    applied: Option<usize>,
+    workloads: BTreeMap<Key, SimWorkload>,
+    pods: Vec<SimPod>,
+    started: u32,
+    /// How often pods of a workload started.
+    starts: BTreeMap<Key, u32>,
+    /// Where nothing but the pods may change: no holding, no new template.
+    touched: BTreeSet<Key>,
+}
+
+impl World {
+    fn observe(&self) -> Observed {
+        let text = |index: usize| STACKS[index].text.clone();
+        let workloads = self.workloads.iter().map(|(key, workload)| {
+            let pods: Vec<_> = self.pods.iter().filter(|pod| pod.key == *key).collect();
+            let count = |count: usize| u32::try_from(count).unwrap();
+            let updated = |pod: &&&SimPod| pod.configuration == workload.configuration && !pod.ends();
+            Workload {
+                key: key.clone(),
+                name: key.group.clone(),
+                configuration: workload.configuration.clone(),
+                held: workload.held,
+                replicas: workload.replicas,
+                seen: workload.seen,
+                // A Deployment does not count the pods that are ending.
+                pods: count(pods.iter().filter(|p| key.kind == Kind::StatefulSet || !p.ends()).count()),
+                updated: count(pods.iter().filter(updated).count()),
+                ready: count(pods.iter().filter(|p| matches!(p.phase, Phase::Ready(_))).count()),
+                scale_is_ours: workload.ours,
+            }
+        });
+        let pods = self.pods.iter().map(|pod| Pod {
+            key: pod.key.clone(),
+            name: format!("{}-{}", pod.key.group, pod.number),
+            configuration: pod.configuration.clone(),
+        });
+        Observed {
+            desired: self.desired.map(text),
+            applied: self.applied.map(text),
+            workloads: workloads.collect(),
+            pods: pods.collect(),
+        }
+    }
+
+    fn next(&self) -> Next {
+        next(&self.observe(), AT_ONCE)
+    }
+
+    /// Does a step, which may come from an observation that is out of date.
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Apply { text } => self.applied = STACKS.iter().position(|stack| stack.text == *text),
+            Step::Mark { key, configuration, held, .. } => {
+                let Some(workload) = self.workloads.get_mut(key) else { return };
+                if workload.configuration != *configuration {
+                    workload.seen = false;
+                    self.touched.insert(key.clone());
+                }
+                workload.configuration.clone_from(configuration);
+                workload.held = *held;
+            }
+            Step::Scale { key, replicas, .. } => {
+                let Some(workload) = self.workloads.get_mut(key) else { return };
+                if *replicas == 0 {
+                    self.touched.insert(key.clone());
+                }
+                workload.seen &= workload.replicas == *replicas;
+                (workload.replicas, workload.ours) = (*replicas, true);
+            }
+            Step::Release { key, .. } => {
+                if let Some(workload) = self.workloads.get_mut(key) {
+                    workload.ours = false;
+                }
+            }
+        }
+        self.check();
+    }
+
+    /// Helm brings a release: the wish, and the workloads of its groups.
+    fn helm(&mut self, stack: usize) {
+        self.desired = Some(stack);
+        let wanted: BTreeSet<&Key> = STACKS[stack].target.wanted.iter().map(|wanted| &wanted.key).collect();
+        self.workloads.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            let new = SimWorkload { configuration: None, held: None, replicas: 1, seen: false, ours: false };
+            self.workloads.entry(key.clone()).or_insert(new);
+        }
+        let orphans: Vec<usize> =
+            (0..self.pods.len()).filter(|pod| !self.workloads.contains_key(&self.pods[*pod].key)).collect();
+        for pod in orphans.into_iter().rev() {
+            self.end(pod);
+        }
+    }
+
+    /// The controller of a workload does one thing.
+    fn control(&mut self, key: &Key) {
+        let Some(workload) = self.workloads.get_mut(key) else { return };
+        workload.seen = true;
+        let workload = workload.clone();
+        let of: Vec<usize> = (0..self.pods.len()).filter(|pod| self.pods[*pod].key == *key).collect();
+        let number = |pod: &usize| self.pods[*pod].number;
+        let lives = |pod: &&usize| !self.pods[**pod].ends();
+        let old = |pod: &&usize| self.pods[**pod].configuration != workload.configuration;
+        let ready = |pod: &&usize| matches!(self.pods[**pod].phase, Phase::Ready(_));
+        let (end, create) = match key.kind {
+            Kind::StatefulSet => {
+                let above = of.iter().filter(lives).find(|pod| number(pod) > workload.replicas);
+                let missing = (1..=workload.replicas).find(|n| of.iter().all(|pod| number(pod) != *n));
+                let all_new_ready = of.iter().filter(|pod| !old(pod)).all(|pod| ready(&pod));
+                let roll = of.iter().filter(lives).filter(old).filter(|_| all_new_ready).max_by_key(|p| number(p));
+                (above.or(roll.filter(|_| missing.is_none())).copied(), missing)
+            }
+            Kind::Deployment => {
+                let living: Vec<usize> = of.iter().filter(lives).copied().collect();
+                let new = living.iter().filter(|pod| !old(pod)).count();
+                let many = usize::try_from(workload.replicas).unwrap();
+                let surplus = if living.len() > many && (new < many || many == 0) {
+                    let has_ready = living.iter().filter(|pod| !old(pod)).any(|pod| ready(&pod));
+                    living.iter().find(old).filter(|_| has_ready || many == 0)
+                } else {
+                    living.iter().find(old).filter(|_| living.len() > many)
+                };
+                let surplus = surplus.or_else(|| living.first().filter(|_| new > many));
+                (surplus.copied(), (new < many && living.len() <= many).then_some(0))
+            }
+        };
+        if let Some(pod) = end {
+            self.end(pod);
+        } else if let Some(number) = create {
+            self.started += 1;
+            let number = if number == 0 { 1000 + self.started } else { number };
+            let configuration = workload.configuration;
+            self.pods.push(SimPod { key: key.clone(), number, configuration, phase: Phase::Pending });
+        }
+        self.check();
+    }
+
+    fn end(&mut self, pod: usize) {
+        match self.pods[pod].stack() {
+            Some(stack) => self.pods[pod].phase = Phase::Ending(stack),
+            None => drop(self.pods.remove(pod)),
+        }
+    }
+
+    /// A pod comes one step further in its life.
+    fn live(&mut self, pod: usize) {
+        match self.pods[pod].phase {
+            Phase::Pending => {
+                // Its init container reads the applied stack, and fails where that does not know it.
+                let SimPod { key, number, .. } = &self.pods[pod];
+                let Some(applied) = self.applied else { return };
+                let Some(wanted) = STACKS[applied].target.of(key) else { return };
+                if wanted.replicas.is_some_and(|replicas| *number > replicas) {
+                    return;
+                }
+                *self.starts.entry(key.clone()).or_default() += 1;
+                self.pods[pod].phase = Phase::Running(applied);
+            }
+            Phase::Running(stack) => self.pods[pod].phase = Phase::Ready(stack),
+            Phase::Ready(_) => {}
+            Phase::Ending(_) => drop(self.pods.remove(pod)),
+        }
+        self.check();
+    }
+
+    /// What must hold at every moment: nobody who does some kind of work disagrees with another who does it about who all
+    /// of them are, and all processes use one database and one Valkey.
+    fn check(&self) {
+        let running: Vec<_> = self
+            .pods
+            .iter()
+            .filter_map(|pod| Some((pod, &STACKS[pod.stack()?].views[&pod.key])))
+            .collect();
+        let mut known: BTreeMap<&String, (&SimPod, &BTreeSet<String>)> = BTreeMap::new();
+        for (pod, view) in &running {
+            for (work, list) in &view.lists {
+                // A pool's processes have names that nobody lists.
+                if pod.key.kind == Kind::Deployment || !list.contains(&pod.process()) {
+                    continue;
+                }
+                let (other, agreed) = known.entry(work).or_insert((pod, list));
+                assert_eq!(*agreed, list, "{work}: {other:?} and {pod:?} disagree");
+            }
+            assert_eq!(view.common, running[0].1.common, "{:?} and {pod:?}", running[0].0);
+        }
+    }
+
+    /// Everything happens that can, until nothing is left to do. Says how many rounds that took.
+    fn settle(&mut self) -> u32 {
+        for round in 0..400 {
+            let next = self.next();
+            if next.is_done() {
+                return round;
+            }
+            assert_eq!(next.refused, None);
+            for step in &next.steps {
+                self.take(step);
+            }
+            for key in self.workloads.keys().cloned().collect::<Vec<_>>() {
+                self.control(&key);
+            }
+            for pod in (0..self.pods.len()).rev() {
+                self.live(pod);
+            }
+        }
+        panic!("it does not end: {:?}\n{self:#?}", self.next());
+    }
+
+    /// Everything is as the desired stack wants it.
+    fn check_end(&self) {
+        assert_eq!(self.applied, self.desired);
+        let target = &STACKS[self.desired.unwrap()].target;
+        for wanted in &target.wanted {
+            let workload = &self.workloads[&wanted.key];
+            assert_eq!((workload.held, workload.configuration.as_ref()), (None, Some(&wanted.configuration)));
+            let pods: Vec<_> = self.pods.iter().filter(|pod| pod.key == wanted.key && !pod.ends()).collect();
+            assert_eq!(pods.len(), usize::try_from(wanted.replicas.unwrap_or(workload.replicas)).unwrap());
+            assert!(workload.replicas > 0);
+            for pod in pods {
+                let stack = &STACKS[pod.stack().unwrap()].target;
+                assert_eq!(stack.of(&pod.key).unwrap().configuration, wanted.configuration, "{pod:?}");
+            }
+            assert!(!(workload.ours && wanted.key.kind == Kind::Deployment), "{} is released", wanted.key);
+        }
+    }
+
+    fn installed(stack: usize) -> Self {
+        let mut world = Self::default();
+        world.helm(stack);
+        world.settle();
+        world.check_end();
+        (world.starts, world.touched) = Default::default();
+        world
+    }
+}
+
+#[test]
+fn a_first_installation_starts_every_pod_once() {
+    let mut world = World::default();
+    world.helm(stack("more writers"));
+    // Kubernetes was first.
+    for key in world.workloads.keys().cloned().collect::<Vec<_>>() {
+        world.control(&key);
+    }
+    world.settle();
+    world.check_end();
+    for wanted in &STACKS[stack("more writers")].target.wanted {
+        assert_eq!(world.starts[&wanted.key], wanted.replicas.unwrap_or(1), "{}", wanted.key);
+    }
+}
+
+/// Every change of one stack into another: what has the same configuration is left alone, the rest starts once for
+/// each of its pods.
+#[test]
+fn nothing_restarts_that_need_not() {
+    for from in 0..STACKS.len() {
+        let installed = World::installed(from);
+        for to in 0..STACKS.len() {
+            let mut world = installed.clone();
+            world.helm(to);
+            world.settle();
+            world.check_end();
+            let change = format!("{} to {}", STACKS[from].name, STACKS[to].name);
+            for wanted in &STACKS[to].target.wanted {
+                let before = STACKS[from].target.of(&wanted.key);
+                let same = before.is_some_and(|before| before.configuration == wanted.configuration);
+                let had = before.map_or(0, |before| before.replicas.unwrap_or(0));
+                let has = wanted.replicas.unwrap_or(world.workloads[&wanted.key].replicas);
+                let expected = if same { has.saturating_sub(had) } else { has };
+                let expected = if same && wanted.replicas.is_none() { 0 } else { expected };
+                let starts = world.starts.get(&wanted.key).copied().unwrap_or(0);
+                assert_eq!(starts, expected, "{change}: {}", wanted.key);
+                assert!(!same || !world.touched.contains(&wanted.key), "{change}: {} was touched", wanted.key);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_planner_s_refusal_changes_nothing() {
+    let world = World::installed(0);
+    let ask = |desired: String| next(&Observed { desired: Some(desired), ..world.observe() }, AT_ONCE);
+    let other = ask(STACKS[0].text.replace("server_name: example.org", "server_name: other.org"));
+    assert!(other.steps.is_empty());
+    assert!(other.refused.unwrap().starts_with("`server_name` cannot change on a stack that has data"));
+    let broken = ask(STACKS[0].text.replace("pusher: {count: 1}", "typing: {count: 2}"));
+    assert!(broken.steps.is_empty());
+    assert!(broken.refused.unwrap().contains("workers.typing.count"));
+    for (line, message) in [("preset: custom\n", "names no `preset`"), ("network:", "set `network.hosts`")] {
+        let text: String =
+            STACKS[0].text.split_inclusive('\n').filter(|l| !l.starts_with(line.trim_end())).collect();
+        assert!(ask(text).refused.unwrap().contains(message), "{message}");
+    }
+}
+
+#[test]
+fn a_refusal_in_the_middle_brings_what_was_applied_back() {
+    let mut world = World::installed(0);
+    world.helm(stack("more writers"));
+    let persisters = Key { kind: Kind::StatefulSet, group: "event_persister".to_owned() };
+    for step in world.next().steps {
+        world.take(&step);
+    }
+    assert_eq!(world.workloads[&persisters].replicas, 0);
+    let refused = Observed { desired: Some("server_name: other.org".to_owned()), ..world.observe() };
+    let next = next(&refused, AT_ONCE);
+    assert!(next.refused.is_some());
+    assert!(next.steps.iter().any(|step| matches!(step, Step::Scale { key, replicas: 1, .. } if *key == persisters)));
+}
+
+#[test]
+fn what_the_desired_stack_needs_is_waited_for_before_anything_stops() {
+    let mut world = World::installed(0);
+    world.desired = Some(stack("typing leaves main"));
+    let next = world.next();
+    assert_eq!(next.steps, []);
+    assert_eq!(next.waiting, ["the StatefulSet of `typing` does not exist yet"]);
+}
+
+#[test]
+fn a_lost_applied_stack_is_written_anew_without_a_restart() {
+    let mut world = World::installed(0);
+    world.applied = None;
+    world.settle();
+    world.check_end();
+    assert_eq!((world.starts.len(), world.touched.len()), (0, 0));
+    // With another wish it cannot be known who would disagree, so whatever changes stops together.
+    world.applied = None;
+    world.helm(stack("more writers"));
+    world.settle();
+    world.check_end();
+}
+
+#[test]
+fn a_pool_comes_back_with_as_many_pods_as_it_had() {
+    let mut world = World::installed(0);
+    let sync = Key { kind: Kind::Deployment, group: "sync".to_owned() };
+    world.workloads.get_mut(&sync).unwrap().replicas = 3;
+    world.settle();
+    world.helm(stack("another Valkey"));
+    world.settle();
+    world.check_end();
+    assert_eq!(world.workloads[&sync].replicas, 3);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// Look, and take so many steps of what is to be done.
+    Look(usize),
+    /// Take one more of them, however out of date.
+    Take,
+    Control(prop::sample::Index),
+    Live(prop::sample::Index),
+    /// A pod is gone at once, with its node.
+    Kill(prop::sample::Index),
+    /// A pod is told to end.
+    Evict(prop::sample::Index),
+    Helm(usize),
+    /// An autoscaler at work.
+    Autoscale(u32),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let index = any::<prop::sample::Index>;
+    let act = prop_oneof![
+        6 => (0..4usize).prop_map(Act::Look),
+        4 => Just(Act::Take),
+        20 => index().prop_map(Act::Control),
+        30 => index().prop_map(Act::Live),
+        2 => index().prop_map(Act::Kill),
+        2 => index().prop_map(Act::Evict),
+        1 => (0..STACKS.len()).prop_map(Act::Helm),
+        1 => (1..4u32).prop_map(Act::Autoscale),
+    ];
+    prop::collection::vec(act, 0..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// `check` holds after every single thing that happens, and in the end everything is as wished.
+    #[test]
+    fn whatever_happens_nobody_disagrees_and_it_ends(from in 0..STACKS.len(), to in 0..STACKS.len(), acts in acts()) {
+        static INSTALLED: LazyLock<Vec<World>> =
+            LazyLock::new(|| (0..STACKS.len()).map(World::installed).collect());
+        let mut world = INSTALLED[from].clone();
+        world.helm(to);
+        let mut batch = Vec::new().into_iter();
+        for act in acts {
+            match act {
+                Act::Look(steps) => {
+                    batch = world.next().steps.into_iter();
+                    for step in batch.by_ref().take(steps) {
+                        world.take(&step);
+                    }
+                }
+                Act::Take => {
+                    if let Some(step) = batch.next() {
+                        world.take(&step);
+                    }
+                }
+                Act::Control(index) => {
+                    let key = index.get(&world.workloads.keys().cloned().collect::<Vec<_>>()).clone();
+                    world.control(&key);
+                }
+                Act::Live(index) if !world.pods.is_empty() => world.live(index.index(world.pods.len())),
+                Act::Kill(index) if !world.pods.is_empty() => {
+                    world.pods.remove(index.index(world.pods.len()));
+                }
+                Act::Evict(index) if !world.pods.is_empty() => world.end(index.index(world.pods.len())),
+                Act::Helm(stack) => world.helm(stack),
+                Act::Autoscale(replicas) => {
+                    // It leaves alone what is scaled to zero.
+                    for (key, workload) in &mut world.workloads {
+                        if key.kind == Kind::Deployment && workload.replicas > 0 {
+                            workload.seen &= workload.replicas == replicas;
+                            (workload.replicas, workload.ours) = (replicas, false);
+                        }
+                    }
+                }
+                Act::Live(_) | Act::Kill(_) | Act::Evict(_) => {}
+            }
+            world.check();
+        }
+        world.settle();
+        world.check_end();
+    }
+}
