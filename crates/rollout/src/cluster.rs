@@ -16,7 +16,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::next::{Observed, Pod, Step, Workload};
+use crate::next::{Observed, Pod, Step, Uncertain, Workload};
 use crate::wanted::{Key, Kind};
 
 /// The label that says which release an object belongs to.
@@ -30,6 +30,9 @@ pub const CONFIGURATION: &str = "matrix-stack.io/configuration";
 
 /// The annotation of a workload that is held: how many pods it had.
 pub const HELD: &str = "matrix-stack.io/held";
+
+/// The annotation of the applied stack that says what was uncertain when it was written.
+pub const UNCERTAIN: &str = "matrix-stack.io/uncertain";
 
 /// The key of both `ConfigMap`s under which the stack stands.
 pub const STACK_KEY: &str = "stack.yaml";
@@ -230,6 +233,7 @@ impl Cluster {
         let observed = Observed {
             desired: desired.as_ref().and_then(stack),
             applied: applied.as_ref().and_then(stack),
+            uncertain: applied.as_ref().map(|map| read_uncertain(&map.metadata)).unwrap_or_default(),
             workloads,
             pods: pods.iter().filter_map(of_pod).collect(),
         };
@@ -265,7 +269,7 @@ impl Cluster {
                 }
             }
             Step::Release { name, .. } => self.release(name).await,
-            Step::Apply { text } => self.apply(text, seen).await,
+            Step::Apply { text, uncertain } => self.apply(text, uncertain, seen).await,
         }
         .map_err(failed)
     }
@@ -282,11 +286,12 @@ impl Cluster {
         self.deployments.patch(name, &ours(), &Patch::Merge(patch)).await.map(drop)
     }
 
-    async fn apply(&self, text: &str, seen: &Seen) -> Result<(), kube::Error> {
+    async fn apply(&self, text: &str, uncertain: &Uncertain, seen: &Seen) -> Result<(), kube::Error> {
         let name = &self.names.applied;
         let mut metadata = json!({
             "name": name,
             "labels": { RELEASE_LABEL: self.names.release, "app.kubernetes.io/managed-by": FIELD_MANAGER },
+            "annotations": { UNCERTAIN: write_uncertain(uncertain) },
         });
         if let Some(version) = seen.applied.as_ref().and_then(|applied| applied.resource_version.as_ref()) {
             metadata["resourceVersion"] = version.as_str().into();
@@ -396,16 +401,33 @@ fn is_our_scale(manager: Option<&str>, subresource: Option<&str>) -> bool {
     manager == Some(FIELD_MANAGER) && subresource == Some("scale")
 }
 
+/// `KIND/GROUP CONFIGURATION`, a line each.
+fn write_uncertain(uncertain: &Uncertain) -> String {
+    let line = |(key, says): (&Key, &String)| format!("{}/{} {says}\n", key.kind, key.group);
+    uncertain.iter().map(line).collect()
+}
+
+fn read_uncertain(metadata: &ObjectMeta) -> Uncertain {
+    let text = annotation(metadata, UNCERTAIN).unwrap_or_default();
+    let read = |line: &str| {
+        let (key, says) = line.split_once(' ')?;
+        let (kind, group) = key.split_once('/')?;
+        let kind = [Kind::StatefulSet, Kind::Deployment].into_iter().find(|known| known.to_string() == kind)?;
+        Some((Key { kind, group: group.to_owned() }, says.to_owned()))
+    };
+    text.lines().filter_map(read).collect()
+}
+
 /// A count of Kubernetes', none of which is negative.
 fn count(number: Option<i32>) -> u32 {
     number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
 }
 
 fn of_set(set: &StatefulSet) -> Workload {
-    let (spec, status) = (set.spec.as_ref(), set.status.as_ref());
+    let (spec, status) = (&set.spec, set.status.as_ref());
     Workload {
-        replicas: spec.and_then(|spec| spec.replicas).map_or(1, |replicas| count(Some(replicas))),
-        configuration: spec.and_then(|spec| annotation(spec.template.metadata.as_ref()?, CONFIGURATION)),
+        replicas: count(spec.replicas.or(Some(1))),
+        configuration: spec.template.metadata.as_ref().and_then(|metadata| annotation(metadata, CONFIGURATION)),
         seen: status.and_then(|status| status.observed_generation) >= set.metadata.generation,
         pods: status.map_or(0, |status| count(Some(status.replicas))),
         updated: count(status.and_then(|status| status.updated_replicas)),
@@ -415,10 +437,10 @@ fn of_set(set: &StatefulSet) -> Workload {
 }
 
 fn of_deployment(deployment: &Deployment) -> Workload {
-    let (spec, status) = (deployment.spec.as_ref(), deployment.status.as_ref());
+    let (spec, status) = (&deployment.spec, deployment.status.as_ref());
     Workload {
-        replicas: spec.and_then(|spec| spec.replicas).map_or(1, |replicas| count(Some(replicas))),
-        configuration: spec.and_then(|spec| annotation(spec.template.metadata.as_ref()?, CONFIGURATION)),
+        replicas: count(spec.replicas.or(Some(1))),
+        configuration: spec.template.metadata.as_ref().and_then(|metadata| annotation(metadata, CONFIGURATION)),
         seen: status.and_then(|status| status.observed_generation) >= deployment.metadata.generation,
         pods: count(status.and_then(|status| status.replicas)),
         updated: count(status.and_then(|status| status.updated_replicas)),

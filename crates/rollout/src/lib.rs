@@ -12,9 +12,9 @@ mod wanted;
 
 pub use cluster::{
     CONFIGURATION, Cluster, ClusterError, FIELD_MANAGER, GROUP_LABEL, HELD, Names, RELEASE_LABEL, RULES, Rule,
-    STACK_KEY,
+    STACK_KEY, UNCERTAIN,
 };
-pub use next::{Next, Observed, Pod, Step, Workload, comparison, next};
+pub use next::{Next, Observed, Pod, Step, Uncertain, Workload, comparison, next};
 pub use run::{Options, RolloutError, control, once};
 pub use status::Status;
 pub use wanted::{Key, Kind, Target, Turn, Unusable, Wanted, options};

@@ -7,12 +7,18 @@
 //!    zero; once its pods are gone, the desired stack becomes the applied one.
 //! 2. They are the same: turn by turn, what is held is started and what has another configuration is rolled.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use model::{Comparison, compare};
 
 use crate::wanted::{Key, Kind, Target, Turn, Wanted};
+
+/// Workloads some of whose pods may have another configuration than their template says, with what it says. A pod that
+/// started by itself, after a stack was applied and before its workload's turn, has that one's configuration; if the next
+/// stack then brings back what the template still says, only a restart makes it sure. While the template says this, that
+/// is still to come.
+pub type Uncertain = BTreeMap<Key, String>;
 
 /// What is in the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +27,8 @@ pub struct Observed {
     pub desired: Option<String>,
     /// The text of the applied stack; `None` where there is none.
     pub applied: Option<String>,
+    /// What was uncertain when it was applied.
+    pub uncertain: Uncertain,
     /// The workloads of the release that belong to a group.
     pub workloads: Vec<Workload>,
     /// Their pods, and those that deleted workloads left.
@@ -53,6 +61,26 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether its template says this configuration.
+    fn says(&self, configuration: &str) -> bool {
+        self.configuration.as_deref().is_some_and(|says| says.trim_end_matches(AGAIN) == configuration)
+    }
+
+    /// Whether its template says the wanted configuration, and its pods have it or will have it.
+    fn has(&self, wanted: &Wanted, uncertain: &Uncertain) -> bool {
+        self.says(&wanted.configuration)
+            && (self.held.is_some() || uncertain.get(&self.key) != self.configuration.as_ref())
+    }
+
+    /// What its template has to say so that all of its pods have the wanted configuration.
+    fn to_say(&self, wanted: &Wanted, uncertain: &Uncertain) -> String {
+        match &self.configuration {
+            Some(says) if self.has(wanted, uncertain) => says.clone(),
+            Some(says) if *says == wanted.configuration => format!("{says}{AGAIN}"),
+            _ => wanted.configuration.clone(),
+        }
+    }
+
     fn settled(&self) -> bool {
         self.seen && [self.pods, self.updated, self.ready].iter().all(|count| *count == self.replicas)
     }
@@ -103,6 +131,8 @@ pub enum Step {
     Apply {
         /// Its text.
         text: String,
+        /// What is uncertain then.
+        uncertain: Uncertain,
     },
 }
 
@@ -117,6 +147,9 @@ impl fmt::Display for Step {
         }
     }
 }
+
+/// What stands behind a configuration in a template that said the same one before.
+const AGAIN: &str = ".again";
 
 /// What is to be done next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -208,7 +241,8 @@ fn hold_and_apply(observed: &Observed, applied: Option<&Target>, desired: &Targe
         && next.waiting.is_empty()
         && let Some(text) = &observed.desired
     {
-        next.steps.push(Step::Apply { text: text.clone() });
+        let uncertain = uncertain(observed, applied, desired);
+        next.steps.push(Step::Apply { text: text.clone(), uncertain });
     }
     next
 }
@@ -225,9 +259,22 @@ fn ends<'a>(observed: &'a Observed, applied: Option<&Target>, desired: &Target) 
             will(key) != Some(&was.configuration) && was.instances.iter().any(|name| end_first.contains(name))
         }),
         // What was applied is not known, so the hashes have to say it all.
-        _ => will(key) != has.as_ref(),
+        _ => will(key).map(String::as_str) != has.as_deref().map(|has| has.trim_end_matches(AGAIN)),
     };
     workloads.chain(pods).filter(|(key, has)| ends(key, has)).map(|(key, _)| key).collect()
+}
+
+/// What will be uncertain once the desired stack is applied.
+fn uncertain(observed: &Observed, applied: Option<&Target>, desired: &Target) -> Uncertain {
+    let maybe = |workload: &&Workload| {
+        let says = |target: &Target| target.of(&workload.key).is_some_and(|w| workload.says(&w.configuration));
+        let was = workload.configuration.is_some()
+            && observed.uncertain.get(&workload.key) == workload.configuration.as_ref();
+        // A held one has no pods.
+        workload.held.is_none() && says(desired) && (was || applied.is_some_and(|applied| !says(applied)))
+    };
+    let uncertain = observed.workloads.iter().filter(maybe);
+    uncertain.filter_map(|w| Some((w.key.clone(), w.configuration.clone()?))).collect()
 }
 
 fn hold(workload: &Workload, steps: &mut Vec<Step>) {
@@ -254,14 +301,15 @@ fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
             .filter(|wanted| wanted.turn == turn)
             .map(|wanted| (wanted, observed.workloads.iter().find(|workload| workload.key == wanted.key)))
             .collect();
+        let uncertain = &observed.uncertain;
         let mut free = at_once.saturating_sub(
-            of_turn.iter().filter_map(|(wanted, workload)| Some((wanted, (*workload)?))).filter(rolls).count(),
+            of_turn.iter().filter(|(wanted, workload)| workload.is_some_and(|w| rolls(w, wanted, uncertain))).count(),
         );
         for (wanted, workload) in of_turn {
             match workload {
                 None => next.waiting.push(format!("{} does not exist yet", wanted.key)),
                 Some(workload) if workload.held.is_some() => start(observed, target, wanted, workload, &mut next),
-                Some(workload) => roll(wanted, workload, &mut free, &mut next),
+                Some(workload) => roll(wanted, workload, uncertain, &mut free, &mut next),
             }
         }
         if !next.waiting.is_empty() {
@@ -272,28 +320,28 @@ fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
 }
 
 /// Whether a workload is on its way to its configuration.
-fn rolls((wanted, workload): &(&&Wanted, &Workload)) -> bool {
-    workload.held.is_none()
-        && workload.configuration.as_ref() == Some(&wanted.configuration)
-        && !workload.settled()
+fn rolls(workload: &Workload, wanted: &Wanted, uncertain: &Uncertain) -> bool {
+    workload.held.is_none() && workload.has(wanted, uncertain) && !workload.settled()
 }
 
 /// Lets a workload run that was held: its configuration first, so that its pods start but once.
 fn start(observed: &Observed, target: &Target, wanted: &Wanted, workload: &Workload, next: &mut Next) {
     let Workload { key, name, held, .. } = workload;
     next.waiting.push(format!("{key} starts"));
+    let configuration = workload.to_say(wanted, &observed.uncertain);
     let mark = |held| {
-        let configuration = Some(wanted.configuration.clone());
+        let configuration = Some(configuration.clone());
         Step::Mark { key: key.clone(), name: name.clone(), configuration, held }
     };
-    if workload.configuration.as_ref() != Some(&wanted.configuration) {
+    if !workload.has(wanted, &observed.uncertain) {
         next.steps.push(mark(*held));
     }
     // All looked ended when the stack was applied. Whatever came up since, by somebody else's doing, has to end too.
     let late = observed.pods.iter().find(|pod| {
         let held = observed.workloads.iter().any(|workload| workload.key == pod.key && workload.held.is_some());
         let will = target.of(&pod.key).map(|wanted| &wanted.configuration);
-        held && will.is_some() && will != pod.configuration.as_ref()
+        let has = pod.configuration.as_deref().map(|has| has.trim_end_matches(AGAIN));
+        held && will.is_some() && will.map(String::as_str) != has
     });
     if let Some(pod) = late {
         next.waiting.push(format!("the pod `{}` has not ended yet", pod.name));
@@ -310,16 +358,16 @@ fn start(observed: &Observed, target: &Target, wanted: &Wanted, workload: &Workl
 }
 
 /// Brings a workload that runs to its configuration.
-fn roll(wanted: &Wanted, workload: &Workload, free: &mut usize, next: &mut Next) {
+fn roll(wanted: &Wanted, workload: &Workload, uncertain: &Uncertain, free: &mut usize, next: &mut Next) {
     let Workload { key, name, .. } = workload;
-    let configured = workload.configuration.as_ref() == Some(&wanted.configuration);
+    let configured = workload.has(wanted, uncertain);
     if !configured {
         next.waiting.push(format!("{key} restarts with its new configuration"));
         if *free == 0 {
             return;
         }
         *free -= 1;
-        let configuration = Some(wanted.configuration.clone());
+        let configuration = Some(workload.to_say(wanted, uncertain));
         next.steps.push(Step::Mark { key: key.clone(), name: name.clone(), configuration, held: None });
     }
     if let Some(replicas) = wanted.replicas.filter(|replicas| *replicas != workload.replicas) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use rollout::{Key, Kind, Next, Observed, Pod, Step, Target, Workload, next, options};
+use rollout::{Key, Kind, Next, Observed, Pod, Step, Target, Uncertain, Workload, next, options};
 use serde_json::Value;
 
 const AT_ONCE: usize = 2;
@@ -139,6 +139,7 @@ struct SimWorkload {
 struct World {
     desired: Option<usize>,
     applied: Option<usize>,
+    uncertain: Uncertain,
     workloads: BTreeMap<Key, SimWorkload>,
     pods: Vec<SimPod>,
     started: u32,
@@ -177,6 +178,7 @@ impl World {
         Observed {
             desired: self.desired.map(text),
             applied: self.applied.map(text),
+            uncertain: self.uncertain.clone(),
             workloads: workloads.collect(),
             pods: pods.collect(),
         }
@@ -189,7 +191,10 @@ impl World {
     /// Does a step, which may come from an observation that is out of date.
     fn take(&mut self, step: &Step) {
         match step {
-            Step::Apply { text } => self.applied = STACKS.iter().position(|stack| stack.text == *text),
+            Step::Apply { text, uncertain } => {
+                self.applied = STACKS.iter().position(|stack| stack.text == *text);
+                self.uncertain.clone_from(uncertain);
+            }
             Step::Mark { key, configuration, held, .. } => {
                 let Some(workload) = self.workloads.get_mut(key) else { return };
                 if workload.configuration != *configuration {
@@ -352,7 +357,8 @@ impl World {
         let target = &STACKS[self.desired.unwrap()].target;
         for wanted in &target.wanted {
             let workload = &self.workloads[&wanted.key];
-            assert_eq!((workload.held, workload.configuration.as_ref()), (None, Some(&wanted.configuration)));
+            let says = workload.configuration.as_deref().map(|says| says.trim_end_matches(".again"));
+            assert_eq!((workload.held, says), (None, Some(wanted.configuration.as_str())));
             let pods: Vec<_> = self.pods.iter().filter(|pod| pod.key == wanted.key && !pod.ends()).collect();
             assert_eq!(pods.len(), usize::try_from(wanted.replicas.unwrap_or(workload.replicas)).unwrap());
             assert!(workload.replicas > 0);
@@ -481,6 +487,31 @@ fn a_pool_comes_back_with_as_many_pods_as_it_had() {
     world.settle();
     world.check_end();
     assert_eq!(world.workloads[&sync].replicas, 3);
+}
+
+/// A pod that started by itself in the middle has what nobody wants any more, whatever its template says.
+#[test]
+fn a_change_taken_back_reaches_pods_that_took_it_by_accident() {
+    let mut world = World::installed(0);
+    world.helm(stack("a shared option"));
+    for step in world.next().steps {
+        world.take(&step);
+    }
+    assert_eq!(world.applied, world.desired);
+    let pod = world.pods.iter().position(|pod| pod.key.group == "sync").unwrap();
+    world.pods.remove(pod);
+    let sync = Key { kind: Kind::Deployment, group: "sync".to_owned() };
+    world.control(&sync);
+    world.live(world.pods.len() - 1);
+    world.helm(0);
+    world.settle();
+    world.check_end();
+    // Once is enough.
+    let says = world.workloads[&sync].configuration.clone();
+    world.helm(stack("a comment"));
+    world.settle();
+    world.check_end();
+    assert_eq!(world.workloads[&sync].configuration, says);
 }
 
 #[derive(Clone, Debug)]
