@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_core::Stream as _;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::next::{Observed, Pod, Step, Uncertain, Workload};
-use crate::wanted::{Key, Kind};
+use crate::wanted::{Key, Kind, Stack};
 
 /// The label that says which release an object belongs to.
 pub const RELEASE_LABEL: &str = "app.kubernetes.io/instance";
@@ -169,6 +170,8 @@ pub struct Cluster {
     deployments: Api<Deployment>,
     pods: Api<v1::Pod>,
     events: Api<Event>,
+    /// The stacks that were read last.
+    read: Arc<Mutex<Vec<Arc<Stack>>>>,
 }
 
 impl fmt::Debug for Cluster {
@@ -200,6 +203,7 @@ impl Cluster {
             client,
             namespace,
             names,
+            read: Arc::default(),
         }
     }
 
@@ -212,7 +216,6 @@ impl Cluster {
     }
 
     pub(crate) async fn see(&self) -> Result<Seen, ClusterError> {
-        let stack = |map: &ConfigMap| map.data.as_ref().and_then(|data| data.get(STACK_KEY).cloned());
         let desired = self.config_map(&self.names.desired).await?;
         let applied = self.config_map(&self.names.applied).await?;
         let ours = ListParams::default()
@@ -231,13 +234,26 @@ impl Cluster {
             }
         }
         let observed = Observed {
-            desired: desired.as_ref().and_then(stack),
-            applied: applied.as_ref().and_then(stack),
+            desired: desired.as_ref().and_then(|map| self.read(map)),
+            applied: applied.as_ref().and_then(|map| self.read(map)),
             uncertain: applied.as_ref().map(|map| read_uncertain(&map.metadata)).unwrap_or_default(),
             workloads,
             pods: pods.iter().filter_map(of_pod).collect(),
         };
         Ok(Seen { observed, desired: desired.map(|map| map.metadata), applied: applied.map(|map| map.metadata) })
+    }
+
+    /// The stack that stands in a `ConfigMap`, read but once.
+    fn read(&self, map: &ConfigMap) -> Option<Arc<Stack>> {
+        let text = map.data.as_ref()?.get(STACK_KEY)?;
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stack) = read.iter().find(|stack| stack.text == *text) {
+            return Some(stack.clone());
+        }
+        let stack = Arc::new(Stack::read(&format!("the ConfigMap `{}`", map.name_any()), text));
+        read.truncate(1);
+        read.insert(0, stack.clone());
+        Some(stack)
     }
 
     async fn config_map(&self, name: &str) -> Result<Option<ConfigMap>, ClusterError> {

@@ -17,4 +17,4 @@ pub use cluster::{
 pub use next::{Next, Observed, Pod, Step, Uncertain, Workload, comparison, next};
 pub use run::{Options, RolloutError, control, once};
 pub use status::Status;
-pub use wanted::{Key, Kind, Target, Turn, Unusable, Wanted, options};
+pub use wanted::{Key, Kind, Stack, Target, Turn, Unusable, Wanted, options};

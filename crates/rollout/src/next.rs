@@ -9,10 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use model::{Comparison, compare};
 
-use crate::wanted::{Key, Kind, Target, Turn, Wanted};
+use crate::wanted::{Key, Kind, Stack, Target, Turn, Wanted};
 
 /// Workloads some of whose pods may have another configuration than their template says, with what it says. A pod that
 /// started by itself, after a stack was applied and before its workload's turn, has that one's configuration; if the next
@@ -23,10 +24,10 @@ pub type Uncertain = BTreeMap<Key, String>;
 /// What is in the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The text of the desired stack; `None` where there is none.
-    pub desired: Option<String>,
-    /// The text of the applied stack; `None` where there is none.
-    pub applied: Option<String>,
+    /// The desired stack.
+    pub desired: Option<Arc<Stack>>,
+    /// The applied stack.
+    pub applied: Option<Arc<Stack>>,
     /// What was uncertain when it was applied.
     pub uncertain: Uncertain,
     /// The workloads of the release that belong to a group.
@@ -169,54 +170,52 @@ impl Next {
     }
 }
 
+impl Observed {
+    /// What was applied, if that is known. What this version cannot read was applied by another.
+    fn applied(&self) -> Option<&Target> {
+        self.applied.as_ref()?.target.as_ref().ok()
+    }
+}
+
 /// What the planner says about the change from the applied stack to the desired one; `None` where one of them is missing
 /// or unusable.
 pub fn comparison(observed: &Observed) -> Option<Comparison> {
-    let read = |name, text: &Option<String>| Target::read(name, text.as_deref()?).ok();
-    let (applied, desired) = (read(APPLIED, &observed.applied)?, read(DESIRED, &observed.desired)?);
-    Some(compare(&applied.topology, &desired.topology))
+    let desired = observed.desired.as_ref()?.target.as_ref().ok()?;
+    Some(compare(&observed.applied()?.topology, &desired.topology))
 }
-
-const APPLIED: &str = "the applied stack";
-const DESIRED: &str = "the desired stack";
 
 /// Says what to do next. At most `at_once` workloads roll at the same time.
 pub fn next(observed: &Observed, at_once: usize) -> Next {
-    let applied = observed.applied.as_deref().map(|text| Target::read(APPLIED, text));
-    let desired = match wish(observed, applied.as_ref().and_then(|applied| applied.as_ref().ok())) {
+    let (stack, desired) = match wish(observed) {
         Ok(wish) => wish,
         Err(refused) => {
             // What was applied is brought to its end: a stack that is half stopped helps nobody.
-            let next = match &applied {
-                Some(Ok(applied)) => converge(observed, applied, at_once),
-                Some(Err(_)) | None => Next::default(),
-            };
-            return Next { refused: Some(refused), ..next };
+            let next = observed.applied().map(|applied| converge(observed, applied, at_once));
+            return Next { refused: Some(refused), ..next.unwrap_or_default() };
         }
     };
-    if observed.applied == observed.desired {
-        converge(observed, &desired, at_once)
+    if observed.applied.as_ref() == Some(stack) {
+        converge(observed, desired, at_once)
     } else {
-        // One that this version cannot read was applied by another; what it led to is then unknown.
-        let applied = applied.and_then(Result::ok);
-        hold_and_apply(observed, applied.as_ref(), &desired)
+        hold_and_apply(observed, stack, desired)
     }
 }
 
 /// The desired stack, or why it cannot be had.
-fn wish(observed: &Observed, applied: Option<&Target>) -> Result<Target, String> {
-    let text = observed.desired.as_deref().ok_or("there is no desired stack; install the chart first")?;
-    let desired = Target::read(DESIRED, text).map_err(|unusable| unusable.0)?;
-    if let Some(applied) = applied
+fn wish(observed: &Observed) -> Result<(&Arc<Stack>, &Target), String> {
+    let stack = observed.desired.as_ref().ok_or("there is no desired stack; install the chart first")?;
+    let desired = stack.target.as_ref().map_err(|unusable| unusable.0.clone())?;
+    if let Some(applied) = observed.applied()
         && let Some((field, reason)) = compare(&applied.topology, &desired.topology).refused.first()
     {
         return Err(format!("`{field}` cannot change on a stack that has data: {reason}"));
     }
-    Ok(desired)
+    Ok((stack, desired))
 }
 
 /// The first phase.
-fn hold_and_apply(observed: &Observed, applied: Option<&Target>, desired: &Target) -> Next {
+fn hold_and_apply(observed: &Observed, stack: &Arc<Stack>, desired: &Target) -> Next {
+    let applied = observed.applied();
     let mut next = Next::default();
     for wanted in &desired.wanted {
         if !observed.workloads.iter().any(|workload| workload.key == wanted.key) {
@@ -237,12 +236,9 @@ fn hold_and_apply(observed: &Observed, applied: Option<&Target>, desired: &Targe
     for pod in observed.pods.iter().filter(|pod| ends.contains(&pod.key)) {
         next.waiting.push(format!("the pod `{}` has not ended yet", pod.name));
     }
-    if next.steps.is_empty()
-        && next.waiting.is_empty()
-        && let Some(text) = &observed.desired
-    {
+    if next.steps.is_empty() && next.waiting.is_empty() {
         let uncertain = uncertain(observed, applied, desired);
-        next.steps.push(Step::Apply { text: text.clone(), uncertain });
+        next.steps.push(Step::Apply { text: stack.text.clone(), uncertain });
     }
     next
 }

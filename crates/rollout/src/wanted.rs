@@ -87,6 +87,30 @@ pub struct Target {
 #[error("{0}")]
 pub struct Unusable(pub String);
 
+/// The text of a stack, and what it means.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// The text, by which it is told from others.
+    pub text: String,
+    /// Its plan, or why it has none.
+    pub target: Result<Target, Unusable>,
+}
+
+impl Stack {
+    /// Reads the text of a `stack.yaml`, which messages call `name`.
+    pub fn read(name: &str, text: &str) -> Self {
+        Self { text: text.to_owned(), target: Target::read(name, text) }
+    }
+}
+
+impl PartialEq for Stack {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Stack {}
+
 impl Target {
     /// Plans the text of a `stack.yaml`, which messages call `name`.
     pub fn read(name: &str, text: &str) -> Result<Self, Unusable> {

@@ -1,94 +1,15 @@
 //! The core against a small model of Kubernetes, with every interleaving that chance comes upon: steps that are never
 //! taken, pods that restart by themselves, wishes that change in the middle.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
-use rollout::{Key, Kind, Next, Observed, Pod, Step, Target, Uncertain, Workload, next, options};
-use serde_json::Value;
+use rollout::{Key, Kind, Next, Observed, Pod, Stack, Step, Uncertain, Workload, next};
+
+use crate::stacks::{Process, STACKS, agree, stack};
 
 const AT_ONCE: usize = 2;
-
-/// Stacks, each a change of the first.
-static STACKS: LazyLock<Vec<Stack>> = LazyLock::new(|| {
-    let pools = "pools: {suffix: .svc}";
-    [
-        ("base", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-        ("more writers", pools, "", "event_persister: {count: 3}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-        ("typing leaves main", pools, "", "event_persister: {count: 1}, typing: {}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-        ("other pushers", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 3}"),
-        ("no pushers", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}"),
-        ("a shared option", pools, "caches: {global_factor: 2}", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-        ("an option of readers", pools, "", "event_persister: {count: 1}, sync: {count: 2, max_count: 4, cache_factor: 3}, pusher: {count: 1}"),
-        ("readers by name", "pools: null", "", "event_persister: {count: 1}, sync: {count: 2}, pusher: {count: 1}"),
-        ("fewer readers by name", "pools: null", "", "event_persister: {count: 1}, sync: {count: 1}, pusher: {count: 1}"),
-        ("a second duty", pools, "", "event_persister: {count: 1, roles: [event_persister, typing]}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-        ("another Valkey", pools, "redis: {external: {host: other}}", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-        ("a comment", pools, "# nothing", "event_persister: {count: 1}, sync: {count: 2, max_count: 4}, pusher: {count: 1}"),
-    ]
-    .into_iter()
-    .map(|(name, pools, more, workers)| {
-        let redis = if more.starts_with("redis") { "" } else { "redis: {external: {host: valkey}}\n" };
-        let text = format!(
-            "server_name: example.org\npreset: custom\nnetwork: {{hosts: {{{pools}}}}}\n{redis}\
-             public_base_url: https://matrix.example.org\n\
-             database: {{external: {{host: postgres}}, max_connections: 500}}\n{more}\nworkers: {{{workers}}}\n"
-        );
-        let target = Target::read(name, &text).unwrap_or_else(|error| panic!("{error}"));
-        let views =
-            target.wanted.iter().map(|w| (w.key.clone(), View::of(&target, &w.key))).collect();
-        Stack { name, text, target, views }
-    })
-    .collect()
-});
-
-struct Stack {
-    name: &'static str,
-    text: String,
-    target: Target,
-    views: BTreeMap<Key, View>,
-}
-
-fn stack(name: &str) -> usize {
-    STACKS.iter().position(|stack| stack.name == name).unwrap()
-}
-
-/// What a group's processes believe about who does what, taken from the options that Synapse reads.
-#[derive(Debug)]
-struct View {
-    /// Each kind of work with those who do it.
-    lists: BTreeMap<String, BTreeSet<String>>,
-    /// What all processes must have in common at any time.
-    common: Value,
-}
-
-impl View {
-    fn of(target: &Target, key: &Key) -> Self {
-        let options = options(target, key).unwrap();
-        let mut lists = BTreeMap::new();
-        let names = |value: &Value| match value {
-            Value::Array(names) => names.iter().map(|name| name.as_str().unwrap().to_owned()).collect(),
-            name => BTreeSet::from([name.as_str().unwrap().to_owned()]),
-        };
-        for (stream, writers) in options["stream_writers"].as_object().unwrap() {
-            lists.insert(format!("stream {stream}"), names(writers));
-        }
-        for duty in [
-            "run_background_tasks_on",
-            "notify_appservices_from_worker",
-            "update_user_directory_from_worker",
-            "media_instance_running_background_jobs",
-            "pusher_instances",
-            "federation_sender_instances",
-        ] {
-            lists.insert(duty.to_owned(), names(&options[duty]));
-        }
-        Self { lists, common: serde_json::json!([options["redis"], options["database"]["args"]["host"]]) }
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
@@ -118,11 +39,6 @@ impl SimPod {
     fn ends(&self) -> bool {
         matches!(self.phase, Phase::Ending(_))
     }
-
-    /// Its process's name, as others list it.
-    fn process(&self) -> String {
-        if self.key.group == "main" { "master".to_owned() } else { format!("{}_{}", self.key.group, self.number) }
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -151,7 +67,7 @@ struct World {
 
 impl World {
     fn observe(&self) -> Observed {
-        let text = |index: usize| STACKS[index].text.clone();
+        let read = |index: usize| STACKS[index].read.clone();
         let workloads = self.workloads.iter().map(|(key, workload)| {
             let pods: Vec<_> = self.pods.iter().filter(|pod| pod.key == *key).collect();
             let count = |count: usize| u32::try_from(count).unwrap();
@@ -176,8 +92,8 @@ impl World {
             configuration: pod.configuration.clone(),
         });
         Observed {
-            desired: self.desired.map(text),
-            applied: self.applied.map(text),
+            desired: self.desired.map(read),
+            applied: self.applied.map(read),
             uncertain: self.uncertain.clone(),
             workloads: workloads.collect(),
             pods: pods.collect(),
@@ -192,7 +108,7 @@ impl World {
     fn take(&mut self, step: &Step) {
         match step {
             Step::Apply { text, uncertain } => {
-                self.applied = STACKS.iter().position(|stack| stack.text == *text);
+                self.applied = STACKS.iter().position(|stack| stack.read.text == *text);
                 self.uncertain.clone_from(uncertain);
             }
             Step::Mark { key, configuration, held, .. } => {
@@ -224,7 +140,7 @@ impl World {
     /// Helm brings a release: the wish, and the workloads of its groups.
     fn helm(&mut self, stack: usize) {
         self.desired = Some(stack);
-        let wanted: BTreeSet<&Key> = STACKS[stack].target.wanted.iter().map(|wanted| &wanted.key).collect();
+        let wanted: BTreeSet<&Key> = STACKS[stack].target().wanted.iter().map(|wanted| &wanted.key).collect();
         self.workloads.retain(|key, _| wanted.contains(key));
         for key in wanted {
             let new = SimWorkload { configuration: None, held: None, replicas: 1, seen: false, ours: false };
@@ -294,7 +210,7 @@ impl World {
                 // Its init container reads the applied stack, and fails where that does not know it.
                 let SimPod { key, number, .. } = &self.pods[pod];
                 let Some(applied) = self.applied else { return };
-                let Some(wanted) = STACKS[applied].target.of(key) else { return };
+                let Some(wanted) = STACKS[applied].target().of(key) else { return };
                 if wanted.replicas.is_some_and(|replicas| *number > replicas) {
                     return;
                 }
@@ -308,26 +224,11 @@ impl World {
         self.check();
     }
 
-    /// What must hold at every moment: nobody who does some kind of work disagrees with another who does it about who all
-    /// of them are, and all processes use one database and one Valkey.
     fn check(&self) {
-        let running: Vec<_> = self
-            .pods
-            .iter()
-            .filter_map(|pod| Some((pod, &STACKS[pod.stack()?].views[&pod.key])))
-            .collect();
-        let mut known: BTreeMap<&String, (&SimPod, &BTreeSet<String>)> = BTreeMap::new();
-        for (pod, view) in &running {
-            for (work, list) in &view.lists {
-                // A pool's processes have names that nobody lists.
-                if pod.key.kind == Kind::Deployment || !list.contains(&pod.process()) {
-                    continue;
-                }
-                let (other, agreed) = known.entry(work).or_insert((pod, list));
-                assert_eq!(*agreed, list, "{work}: {other:?} and {pod:?} disagree");
-            }
-            assert_eq!(view.common, running[0].1.common, "{:?} and {pod:?}", running[0].0);
-        }
+        let processes = self.pods.iter().filter_map(|pod| {
+            Some(Process { key: &pod.key, number: pod.number, stack: pod.stack()? })
+        });
+        agree(processes);
     }
 
     /// Everything happens that can, until nothing is left to do. Says how many rounds that took.
@@ -354,7 +255,7 @@ impl World {
     /// Everything is as the desired stack wants it.
     fn check_end(&self) {
         assert_eq!(self.applied, self.desired);
-        let target = &STACKS[self.desired.unwrap()].target;
+        let target = STACKS[self.desired.unwrap()].target();
         for wanted in &target.wanted {
             let workload = &self.workloads[&wanted.key];
             let says = workload.configuration.as_deref().map(|says| says.trim_end_matches(".again"));
@@ -363,7 +264,7 @@ impl World {
             assert_eq!(pods.len(), usize::try_from(wanted.replicas.unwrap_or(workload.replicas)).unwrap());
             assert!(workload.replicas > 0);
             for pod in pods {
-                let stack = &STACKS[pod.stack().unwrap()].target;
+                let stack = STACKS[pod.stack().unwrap()].target();
                 assert_eq!(stack.of(&pod.key).unwrap().configuration, wanted.configuration, "{pod:?}");
             }
             assert!(!(workload.ours && wanted.key.kind == Kind::Deployment), "{} is released", wanted.key);
@@ -390,7 +291,7 @@ fn a_first_installation_starts_every_pod_once() {
     }
     world.settle();
     world.check_end();
-    for wanted in &STACKS[stack("more writers")].target.wanted {
+    for wanted in &STACKS[stack("more writers")].target().wanted {
         assert_eq!(world.starts[&wanted.key], wanted.replicas.unwrap_or(1), "{}", wanted.key);
     }
 }
@@ -407,8 +308,8 @@ fn nothing_restarts_that_need_not() {
             world.settle();
             world.check_end();
             let change = format!("{} to {}", STACKS[from].name, STACKS[to].name);
-            for wanted in &STACKS[to].target.wanted {
-                let before = STACKS[from].target.of(&wanted.key);
+            for wanted in &STACKS[to].target().wanted {
+                let before = STACKS[from].target().of(&wanted.key);
                 let same = before.is_some_and(|before| before.configuration == wanted.configuration);
                 let had = before.map_or(0, |before| before.replicas.unwrap_or(0));
                 let has = wanted.replicas.unwrap_or(world.workloads[&wanted.key].replicas);
@@ -425,16 +326,19 @@ fn nothing_restarts_that_need_not() {
 #[test]
 fn the_planner_s_refusal_changes_nothing() {
     let world = World::installed(0);
-    let ask = |desired: String| next(&Observed { desired: Some(desired), ..world.observe() }, AT_ONCE);
-    let other = ask(STACKS[0].text.replace("server_name: example.org", "server_name: other.org"));
+    let ask = |desired: String| {
+        let desired = Some(Arc::new(Stack::read("the desired stack", &desired)));
+        next(&Observed { desired, ..world.observe() }, AT_ONCE)
+    };
+    let other = ask(STACKS[0].read.text.replace("server_name: example.org", "server_name: other.org"));
     assert!(other.steps.is_empty());
     assert!(other.refused.unwrap().starts_with("`server_name` cannot change on a stack that has data"));
-    let broken = ask(STACKS[0].text.replace("pusher: {count: 1}", "typing: {count: 2}"));
+    let broken = ask(STACKS[0].read.text.replace("pusher: {count: 1}", "typing: {count: 2}"));
     assert!(broken.steps.is_empty());
     assert!(broken.refused.unwrap().contains("workers.typing.count"));
     for (line, message) in [("preset: custom\n", "names no `preset`"), ("network:", "set `network.hosts`")] {
         let text: String =
-            STACKS[0].text.split_inclusive('\n').filter(|l| !l.starts_with(line.trim_end())).collect();
+            STACKS[0].read.text.split_inclusive('\n').filter(|l| !l.starts_with(line.trim_end())).collect();
         assert!(ask(text).refused.unwrap().contains(message), "{message}");
     }
 }
@@ -448,7 +352,8 @@ fn a_refusal_in_the_middle_brings_what_was_applied_back() {
         world.take(&step);
     }
     assert_eq!(world.workloads[&persisters].replicas, 0);
-    let refused = Observed { desired: Some("server_name: other.org".to_owned()), ..world.observe() };
+    let desired = Some(Arc::new(Stack::read("the desired stack", "server_name: other.org")));
+    let refused = Observed { desired, ..world.observe() };
     let next = next(&refused, AT_ONCE);
     assert!(next.refused.is_some());
     assert!(next.steps.iter().any(|step| matches!(step, Step::Scale { key, replicas: 1, .. } if *key == persisters)));
@@ -547,8 +452,6 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
-
     /// `check` holds after every single thing that happens, and in the end everything is as wished.
     #[test]
     fn whatever_happens_nobody_disagrees_and_it_ends(from in 0..STACKS.len(), to in 0..STACKS.len(), acts in acts()) {
