@@ -69,7 +69,12 @@ pub const RULES: [Rule; 8] = [
         verbs: &["list", "patch"],
         purpose: "see how they are; annotate their pods' template",
     },
-    Rule { group: "apps", resource: "statefulsets/scale", verbs: &["patch"], purpose: "set how many pods they have" },
+    Rule {
+        group: "apps",
+        resource: "statefulsets/scale",
+        verbs: &["patch"],
+        purpose: "set how many pods they have",
+    },
     Rule {
         group: "apps",
         resource: "deployments",
@@ -218,8 +223,8 @@ impl Cluster {
     pub(crate) async fn see(&self) -> Result<Seen, ClusterError> {
         let desired = self.config_map(&self.names.desired).await?;
         let applied = self.config_map(&self.names.applied).await?;
-        let ours = ListParams::default()
-            .labels(&format!("{RELEASE_LABEL}={},{GROUP_LABEL}", self.names.release));
+        let ours =
+            ListParams::default().labels(&format!("{RELEASE_LABEL}={},{GROUP_LABEL}", self.names.release));
         // The pods come last: that a workload has none must not be older than that it shall have none.
         let sets = self.sets.list(&ours).await.map_err(failed("list the StatefulSets"))?;
         let deployments = self.deployments.list(&ours).await.map_err(failed("list the Deployments"))?;
@@ -240,7 +245,11 @@ impl Cluster {
             workloads,
             pods: pods.iter().filter_map(of_pod).collect(),
         };
-        Ok(Seen { observed, desired: desired.map(|map| map.metadata), applied: applied.map(|map| map.metadata) })
+        Ok(Seen {
+            observed,
+            desired: desired.map(|map| map.metadata),
+            applied: applied.map(|map| map.metadata),
+        })
     }
 
     /// The stack that stands in a `ConfigMap`, read but once.
@@ -281,7 +290,9 @@ impl Cluster {
                 let parameters = ours();
                 match key.kind {
                     Kind::StatefulSet => self.sets.patch_scale(name, &parameters, &patch).await.map(drop),
-                    Kind::Deployment => self.deployments.patch_scale(name, &parameters, &patch).await.map(drop),
+                    Kind::Deployment => {
+                        self.deployments.patch_scale(name, &parameters, &patch).await.map(drop)
+                    }
                 }
             }
             Step::Release { name, .. } => self.release(name).await,
@@ -351,7 +362,13 @@ impl Cluster {
     }
 
     /// Tells something as an event of the `ConfigMap` with the desired stack, once.
-    pub(crate) async fn tell(&self, seen: &Seen, news: News, note: &str, by: &str) -> Result<(), ClusterError> {
+    pub(crate) async fn tell(
+        &self,
+        seen: &Seen,
+        news: News,
+        note: &str,
+        by: &str,
+    ) -> Result<(), ClusterError> {
         let Some(about) = &seen.desired else { return Ok(()) };
         let (type_, action) = match news {
             News::Refused => ("Warning", "Plan"),
@@ -428,7 +445,8 @@ fn read_uncertain(metadata: &ObjectMeta) -> Uncertain {
     let read = |line: &str| {
         let (key, says) = line.split_once(' ')?;
         let (kind, group) = key.split_once('/')?;
-        let kind = [Kind::StatefulSet, Kind::Deployment].into_iter().find(|known| known.to_string() == kind)?;
+        let kind =
+            [Kind::StatefulSet, Kind::Deployment].into_iter().find(|known| known.to_string() == kind)?;
         Some((Key { kind, group: group.to_owned() }, says.to_owned()))
     };
     text.lines().filter_map(read).collect()
@@ -443,7 +461,11 @@ fn of_set(set: &StatefulSet) -> Workload {
     let (spec, status) = (&set.spec, set.status.as_ref());
     Workload {
         replicas: count(spec.replicas.or(Some(1))),
-        configuration: spec.template.metadata.as_ref().and_then(|metadata| annotation(metadata, CONFIGURATION)),
+        configuration: spec
+            .template
+            .metadata
+            .as_ref()
+            .and_then(|metadata| annotation(metadata, CONFIGURATION)),
         seen: status.and_then(|status| status.observed_generation) >= set.metadata.generation,
         pods: status.map_or(0, |status| count(Some(status.replicas))),
         updated: count(status.and_then(|status| status.updated_replicas)),
@@ -456,7 +478,11 @@ fn of_deployment(deployment: &Deployment) -> Workload {
     let (spec, status) = (&deployment.spec, deployment.status.as_ref());
     Workload {
         replicas: count(spec.replicas.or(Some(1))),
-        configuration: spec.template.metadata.as_ref().and_then(|metadata| annotation(metadata, CONFIGURATION)),
+        configuration: spec
+            .template
+            .metadata
+            .as_ref()
+            .and_then(|metadata| annotation(metadata, CONFIGURATION)),
         seen: status.and_then(|status| status.observed_generation) >= deployment.metadata.generation,
         pods: count(status.and_then(|status| status.replicas)),
         updated: count(status.and_then(|status| status.updated_replicas)),
@@ -496,7 +522,8 @@ fn annotation(metadata: &ObjectMeta, name: &str) -> Option<String> {
 
 /// A pod, unless all of its processes have ended or it is no workload's.
 fn of_pod(pod: &v1::Pod) -> Option<Pod> {
-    let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let owner =
+        pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     let kind = match owner.kind.as_str() {
         "StatefulSet" => Kind::StatefulSet,
         "ReplicaSet" => Kind::Deployment,

@@ -11,8 +11,8 @@ mod status;
 mod wanted;
 
 pub use cluster::{
-    CONFIGURATION, Cluster, ClusterError, FIELD_MANAGER, GROUP_LABEL, HELD, Names, RELEASE_LABEL, RULES, Rule,
-    STACK_KEY, UNCERTAIN,
+    CONFIGURATION, Cluster, ClusterError, FIELD_MANAGER, GROUP_LABEL, HELD, Names, RELEASE_LABEL, RULES,
+    Rule, STACK_KEY, UNCERTAIN,
 };
 pub use next::{Next, Observed, Pod, Step, Uncertain, Workload, comparison, next};
 pub use run::{Options, RolloutError, control, once};

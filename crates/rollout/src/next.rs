@@ -64,7 +64,7 @@ pub struct Workload {
 impl Workload {
     /// Whether its template says this configuration.
     fn says(&self, configuration: &str) -> bool {
-        self.configuration.as_deref().is_some_and(|says| says.trim_end_matches(AGAIN) == configuration)
+        says(self.configuration.as_ref(), configuration)
     }
 
     /// Whether its template says the wanted configuration, and its pods have it or will have it.
@@ -96,6 +96,17 @@ pub struct Pod {
     pub name: String,
     /// The configuration that its template had.
     pub configuration: Option<String>,
+}
+
+impl Pod {
+    fn has(&self, configuration: &str) -> bool {
+        says(self.configuration.as_ref(), configuration)
+    }
+}
+
+/// Whether an annotation says this configuration.
+fn says(annotation: Option<&String>, configuration: &str) -> bool {
+    annotation.is_some_and(|says| says.strip_suffix(AGAIN).unwrap_or(says) == configuration)
 }
 
 /// One thing to do. Each is one request that changes something, and each can be the last before everything is begun anew.
@@ -248,14 +259,15 @@ fn hold_and_apply(observed: &Observed, stack: &Arc<Stack>, desired: &Target) -> 
 fn ends<'a>(observed: &'a Observed, applied: Option<&Target>, desired: &Target) -> BTreeSet<&'a Key> {
     let workloads = observed.workloads.iter().map(|workload| (&workload.key, &workload.configuration));
     let pods = observed.pods.iter().map(|pod| (&pod.key, &pod.configuration));
-    let will = |key: &Key| desired.of(key).map(|wanted| &wanted.configuration);
+    let will = |key: &Key| desired.of(key).map(|wanted| wanted.configuration.as_str());
     let end_first = applied.map(|applied| compare(&applied.topology, &desired.topology).end_first);
     let ends = |key: &Key, has: &Option<String>| match (applied, &end_first) {
         (Some(applied), Some(end_first)) => applied.of(key).is_none_or(|was| {
-            will(key) != Some(&was.configuration) && was.instances.iter().any(|name| end_first.contains(name))
+            will(key) != Some(was.configuration.as_str())
+                && was.instances.iter().any(|name| end_first.contains(name))
         }),
         // What was applied is not known, so the hashes have to say it all.
-        _ => will(key).map(String::as_str) != has.as_deref().map(|has| has.trim_end_matches(AGAIN)),
+        _ => will(key).is_none_or(|will| !says(has.as_ref(), will)),
     };
     workloads.chain(pods).filter(|(key, has)| ends(key, has)).map(|(key, _)| key).collect()
 }
@@ -263,7 +275,8 @@ fn ends<'a>(observed: &'a Observed, applied: Option<&Target>, desired: &Target) 
 /// What will be uncertain once the desired stack is applied.
 fn uncertain(observed: &Observed, applied: Option<&Target>, desired: &Target) -> Uncertain {
     let maybe = |workload: &&Workload| {
-        let says = |target: &Target| target.of(&workload.key).is_some_and(|w| workload.says(&w.configuration));
+        let says =
+            |target: &Target| target.of(&workload.key).is_some_and(|w| workload.says(&w.configuration));
         let was = workload.configuration.is_some()
             && observed.uncertain.get(&workload.key) == workload.configuration.as_ref();
         // A held one has no pods.
@@ -290,6 +303,7 @@ fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
     for workload in observed.workloads.iter().filter(|workload| target.of(&workload.key).is_none()) {
         hold(workload, &mut next.steps);
     }
+    let late = end_late(observed, target, &mut next);
     for turn in Turn::ALL {
         let of_turn: Vec<(&Wanted, Option<&Workload>)> = target
             .wanted
@@ -299,12 +313,17 @@ fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
             .collect();
         let uncertain = &observed.uncertain;
         let mut free = at_once.saturating_sub(
-            of_turn.iter().filter(|(wanted, workload)| workload.is_some_and(|w| rolls(w, wanted, uncertain))).count(),
+            of_turn
+                .iter()
+                .filter(|(wanted, workload)| workload.is_some_and(|w| rolls(w, wanted, uncertain)))
+                .count(),
         );
         for (wanted, workload) in of_turn {
             match workload {
                 None => next.waiting.push(format!("{} does not exist yet", wanted.key)),
-                Some(workload) if workload.held.is_some() => start(observed, target, wanted, workload, &mut next),
+                Some(workload) if workload.held.is_some() => {
+                    start(wanted, workload, uncertain, late, &mut next)
+                }
                 Some(workload) => roll(wanted, workload, uncertain, &mut free, &mut next),
             }
         }
@@ -315,35 +334,41 @@ fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
     next
 }
 
+/// Ends what still runs of held workloads with another configuration, and says whether there is such a thing. All looked
+/// ended when the stack was applied, so it came up since by somebody else's doing; or its workload was only marked when
+/// the desired stack changed once more.
+fn end_late(observed: &Observed, target: &Target, next: &mut Next) -> bool {
+    let held = observed.workloads.iter().filter(|workload| workload.held.is_some());
+    for (workload, wanted) in held.filter_map(|workload| Some((workload, target.of(&workload.key)?))) {
+        let is_late = |pod: &&Pod| pod.key == workload.key && !pod.has(&wanted.configuration);
+        let Some(pod) = observed.pods.iter().find(is_late) else { continue };
+        next.waiting.push(format!("the pod `{}` has not ended yet", pod.name));
+        if workload.replicas > 0 {
+            let (key, name) = (workload.key.clone(), workload.name.clone());
+            next.steps.push(Step::Scale { key, name, replicas: 0 });
+        }
+    }
+    !next.waiting.is_empty()
+}
+
 /// Whether a workload is on its way to its configuration.
 fn rolls(workload: &Workload, wanted: &Wanted, uncertain: &Uncertain) -> bool {
     workload.held.is_none() && workload.has(wanted, uncertain) && !workload.settled()
 }
 
 /// Lets a workload run that was held: its configuration first, so that its pods start but once.
-fn start(observed: &Observed, target: &Target, wanted: &Wanted, workload: &Workload, next: &mut Next) {
+fn start(wanted: &Wanted, workload: &Workload, uncertain: &Uncertain, late: bool, next: &mut Next) {
     let Workload { key, name, held, .. } = workload;
     next.waiting.push(format!("{key} starts"));
-    let configuration = workload.to_say(wanted, &observed.uncertain);
+    let configuration = workload.to_say(wanted, uncertain);
     let mark = |held| {
         let configuration = Some(configuration.clone());
         Step::Mark { key: key.clone(), name: name.clone(), configuration, held }
     };
-    if !workload.has(wanted, &observed.uncertain) {
+    if !workload.has(wanted, uncertain) {
         next.steps.push(mark(*held));
     }
-    // All looked ended when the stack was applied. Whatever came up since, by somebody else's doing, has to end too.
-    let late = observed.pods.iter().find(|pod| {
-        let held = observed.workloads.iter().any(|workload| workload.key == pod.key && workload.held.is_some());
-        let will = target.of(&pod.key).map(|wanted| &wanted.configuration);
-        let has = pod.configuration.as_deref().map(|has| has.trim_end_matches(AGAIN));
-        held && will.is_some() && will.map(String::as_str) != has
-    });
-    if let Some(pod) = late {
-        next.waiting.push(format!("the pod `{}` has not ended yet", pod.name));
-        if workload.replicas > 0 {
-            next.steps.push(Step::Scale { key: key.clone(), name: name.clone(), replicas: 0 });
-        }
+    if late {
         return;
     }
     let replicas = wanted.replicas.or(*held).unwrap_or(1);

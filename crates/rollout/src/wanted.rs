@@ -126,9 +126,8 @@ impl Target {
             return Err(unusable("the pods need names to reach each other by; set `network.hosts`"));
         }
         let layout = Layout::new(stack.data_dir.clone().unwrap_or_else(|| DATA_DIR.into()));
-        let topology = loaded
-            .plan(&layout.sockets(), Preset::Custom)
-            .map_err(|report| Unusable(report.to_string()))?;
+        let topology =
+            loaded.plan(&layout.sockets(), Preset::Custom).map_err(|report| Unusable(report.to_string()))?;
         let wanted = wanted(&topology, &layout);
         Ok(Self { topology, wanted })
     }

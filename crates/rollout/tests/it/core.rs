@@ -168,7 +168,8 @@ impl World {
                 let above = of.iter().filter(lives).find(|pod| number(pod) > workload.replicas);
                 let missing = (1..=workload.replicas).find(|n| of.iter().all(|pod| number(pod) != *n));
                 let all_new_ready = of.iter().filter(|pod| !old(pod)).all(|pod| ready(&pod));
-                let roll = of.iter().filter(lives).filter(old).filter(|_| all_new_ready).max_by_key(|p| number(p));
+                let roll =
+                    of.iter().filter(lives).filter(old).filter(|_| all_new_ready).max_by_key(|p| number(p));
                 (above.or(roll.filter(|_| missing.is_none())).copied(), missing)
             }
             Kind::Deployment => {
@@ -225,9 +226,10 @@ impl World {
     }
 
     fn check(&self) {
-        let processes = self.pods.iter().filter_map(|pod| {
-            Some(Process { key: &pod.key, number: pod.number, stack: pod.stack()? })
-        });
+        let processes = self
+            .pods
+            .iter()
+            .filter_map(|pod| Some(Process { key: &pod.key, number: pod.number, stack: pod.stack()? }));
         agree(processes);
     }
 
@@ -317,7 +319,11 @@ fn nothing_restarts_that_need_not() {
                 let expected = if same && wanted.replicas.is_none() { 0 } else { expected };
                 let starts = world.starts.get(&wanted.key).copied().unwrap_or(0);
                 assert_eq!(starts, expected, "{change}: {}", wanted.key);
-                assert!(!same || !world.touched.contains(&wanted.key), "{change}: {} was touched", wanted.key);
+                assert!(
+                    !same || !world.touched.contains(&wanted.key),
+                    "{change}: {} was touched",
+                    wanted.key
+                );
             }
         }
     }
@@ -356,7 +362,11 @@ fn a_refusal_in_the_middle_brings_what_was_applied_back() {
     let refused = Observed { desired, ..world.observe() };
     let next = next(&refused, AT_ONCE);
     assert!(next.refused.is_some());
-    assert!(next.steps.iter().any(|step| matches!(step, Step::Scale { key, replicas: 1, .. } if *key == persisters)));
+    assert!(
+        next.steps
+            .iter()
+            .any(|step| matches!(step, Step::Scale { key, replicas: 1, .. } if *key == persisters))
+    );
 }
 
 #[test]
