@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Down,
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
+    /// Bring the pods of a release on Kubernetes to its stack, in the planner's order
+    Rollout(Rollout),
     /// Accounts
     #[command(subcommand)]
     User(User),
@@ -154,6 +156,38 @@ pub(crate) struct Router {
     /// Write a line for each request to this file [default: none]
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
+}
+
+/// `rollout`.
+#[derive(Debug, Args)]
+pub(crate) struct Rollout {
+    /// The release, as the label `app.kubernetes.io/instance` of its workloads and pods has it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) release: String,
+    /// The namespace [default: that of the pod, or of the current context]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// The `ConfigMap` with the stack that is wished [default: RELEASE-stack-desired]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) desired: Option<String>,
+    /// The `ConfigMap` with the stack that pods read, which this alone writes [default: RELEASE-stack]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) applied: Option<String>,
+    /// Return once all is applied and ready, instead of following the wished stack
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// How many seconds that may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, requires = "once", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+    /// Change nothing, and print what would happen
+    #[arg(long, conflicts_with_all = ["once", "listen"])]
+    pub(crate) dry_run: bool,
+    /// How many workloads may restart at the same time
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) at_once: u8,
+    /// Where `/health`, `/ready` and `/metrics` are served [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
 }
 
 /// How the router moves bytes.

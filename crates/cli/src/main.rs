@@ -20,7 +20,11 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments = args::Arguments::parse();
-    log::start(matches!(&arguments.command, args::Command::Up(up) if up.detached));
+    log::start(match &arguments.command {
+        args::Command::Up(up) => up.detached,
+        args::Command::Rollout(rollout) => !rollout.dry_run,
+        _ => false,
+    });
     match commands::run(&arguments) {
         Ok(code) => code,
         Err(error) => {

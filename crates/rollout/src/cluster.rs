@@ -349,14 +349,15 @@ impl Cluster {
                 // Whatever it says is a reason to look again.
                 Ok(events) => {
                     let mut events = pin!(events);
-                    match std::future::poll_fn(|context| events.as_mut().poll_next(context)).await {
-                        Some(Ok(_)) => return,
-                        None | Some(Err(_)) => {}
+                    if let Some(Ok(_)) =
+                        std::future::poll_fn(|context| events.as_mut().poll_next(context)).await
+                    {
+                        return;
                     }
                 }
                 Err(error) => tracing::debug!(%error, "cannot watch; looking now and then"),
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let _ = tokio::time::timeout(longest, change).await;
     }
@@ -386,11 +387,11 @@ impl Cluster {
             action: Some(action.to_owned()),
             event_time: Some(MicroTime(Timestamp::now())),
             // What the API server takes at most, in bytes.
-            note: Some(note[..note.floor_char_boundary(1024)].to_owned()),
+            note: Some(cut(note, 1024)),
             reason: Some(reason),
             regarding: Some(ObjectReference { namespace: Some(self.namespace.clone()), ..reference(about) }),
             reporting_controller: Some(format!("matrix-stack.io/{FIELD_MANAGER}")),
-            reporting_instance: Some(by[..by.floor_char_boundary(128)].to_owned()),
+            reporting_instance: Some(cut(by, 128)),
             type_: Some(type_.to_owned()),
             ..Event::default()
         };
@@ -399,6 +400,12 @@ impl Cluster {
             other => other.map(drop).map_err(failed("write an event")),
         }
     }
+}
+
+/// The beginning of a text, at most so many bytes of it.
+fn cut(text: &str, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text[..end.unwrap_or(0)].to_owned()
 }
 
 fn ours() -> PatchParams {

@@ -11,10 +11,10 @@ use kube::api::{ObjectMeta, PostParams};
 use crate::cluster::{Cluster, ClusterError, failed};
 
 /// How long nobody else acts after the holder was last heard of, in seconds.
-const DURATION_SECONDS: u16 = 30;
+pub(crate) const DURATION_SECONDS: u16 = 30;
 
 /// How often the holder is to be heard of.
-const RENEW: Duration = Duration::from_secs(10);
+pub(crate) const RENEW: Duration = Duration::from_secs(10);
 
 /// The lease, as one contender sees it.
 #[derive(Debug)]

@@ -322,7 +322,7 @@ fn converge(observed: &Observed, target: &Target, at_once: usize) -> Next {
             match workload {
                 None => next.waiting.push(format!("{} does not exist yet", wanted.key)),
                 Some(workload) if workload.held.is_some() => {
-                    start(wanted, workload, uncertain, late, &mut next)
+                    start(wanted, workload, uncertain, late, &mut next);
                 }
                 Some(workload) => roll(wanted, workload, uncertain, &mut free, &mut next),
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, ClusterError, News, Seen};
-use crate::lease::Held;
+use crate::lease::{self, Held};
 use crate::next::{Next, Step, next};
 use crate::status::Status;
 
@@ -22,6 +22,10 @@ pub struct Options {
 
 /// How long to wait at most between two looks while nothing happens; the lease is renewed as often.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// How long a round may take. A round begins at most [`lease::RENEW`] after the lease was renewed and so ends before
+/// somebody else may act.
+const ROUND: Duration = Duration::from_secs((lease::DURATION_SECONDS as u64) - lease::RENEW.as_secs());
 
 /// The longest wait after failures.
 const BACKOFF: Duration = Duration::from_secs(30);
@@ -49,8 +53,13 @@ pub enum RolloutError {
 ///
 /// # Errors
 /// The stack is refused, or it takes longer than `timeout`. Requests that fail are made again until then.
-pub async fn once(cluster: &Cluster, options: &Options, timeout: Duration) -> Result<(), RolloutError> {
-    let mut rollout = Rollout::new(cluster, options, Status::default());
+pub async fn once(
+    cluster: &Cluster,
+    options: &Options,
+    status: Status,
+    timeout: Duration,
+) -> Result<(), RolloutError> {
+    let mut rollout = Rollout::new(cluster, options, status);
     let end = Instant::now() + timeout;
     loop {
         match tokio::time::timeout_at(end, rollout.round()).await {
@@ -120,20 +129,20 @@ impl<'a> Rollout<'a> {
 
     /// Looks, and does what can be done at once.
     async fn round(&mut self) -> Round {
-        match self.try_round().await {
-            Ok(round) => {
+        let error = match tokio::time::timeout(ROUND, self.try_round()).await {
+            Ok(Ok(round)) => {
                 self.failures = 0;
-                round
+                return round;
             }
-            Err(error) => {
-                self.status.failed();
-                tracing::warn!(%error, "trying again");
-                self.told = vec![error.to_string()];
-                let pause = self.options.poll * 2u32.saturating_pow(self.failures.min(10));
-                self.failures += 1;
-                Round::Again(pause.min(BACKOFF))
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the API server took more than {} s to answer", ROUND.as_secs()),
+        };
+        self.status.failed();
+        tracing::warn!(error, "trying again");
+        self.told = vec![error];
+        let pause = self.options.poll * 2u32.saturating_pow(self.failures.min(10));
+        self.failures += 1;
+        Round::Again(pause.min(BACKOFF))
     }
 
     async fn try_round(&mut self) -> Result<Round, ClusterError> {

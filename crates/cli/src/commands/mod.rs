@@ -3,6 +3,7 @@
 mod files;
 mod init;
 mod plan;
+mod rollout;
 mod router;
 mod routes;
 mod running;
@@ -27,6 +28,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
+        Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Render(render) => files::render(Place::find(stack)?, render)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,

@@ -110,7 +110,8 @@ fn describe_recommendation(recommendation: &Recommendation) -> String {
     out
 }
 
-fn describe_comparison(comparison: &Comparison) -> String {
+/// What a change does, in words.
+pub(crate) fn describe_comparison(comparison: &Comparison) -> String {
     if comparison.is_empty() {
         return "nothing changes\n".to_owned();
     }

@@ -30,7 +30,7 @@ fn release(server: &Server) -> Cluster {
 async fn installed(index: usize) -> apiserver::Cluster {
     let server = Server::start(apiserver::Cluster::default()).await;
     server.change(|cluster| cluster.helm(index));
-    once(&release(&server), &options(), TIMEOUT).await.unwrap();
+    once(&release(&server), &options(), Status::default(), TIMEOUT).await.unwrap();
     let mut cluster = server.change(|cluster| cluster.clone());
     check_end(&cluster, index);
     cluster.requests = 0;
@@ -93,11 +93,11 @@ async fn killed_everywhere(from: &str, to: &str) {
             let server = Server::start(cluster).await;
             let (cluster, options) = (release(&server), options());
             let finished = tokio::select! {
-                result = once(&cluster, &options, TIMEOUT) => { result.unwrap(); true }
+                result = once(&cluster, &options, Status::default(), TIMEOUT) => { result.unwrap(); true }
                 () = server.killed.notified() => false,
             };
             if !finished {
-                once(&release(&server), &options, TIMEOUT).await.unwrap();
+                once(&release(&server), &options, Status::default(), TIMEOUT).await.unwrap();
             }
             let cluster = server.change(|cluster| cluster.clone());
             check_end(&cluster, to);
@@ -141,11 +141,11 @@ async fn a_refused_stack_changes_nothing_and_is_told() {
     let server = Server::start(installed(0).await).await;
     let text = STACKS[0].read.text.replace("server_name: example.org", "server_name: other.org");
     let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/synapse-stack-desired");
-    let patch = json!({ "data": { STACK_KEY: text } });
+    let change = json!({ "data": { STACK_KEY: text } });
     let merge = "application/merge-patch+json";
-    server.ask("PATCH", &path, &json!({}), merge, &patch).unwrap();
+    server.ask("PATCH", &path, &json!({}), merge, &change).unwrap();
     let before = server.change(|cluster| cluster.clone());
-    let error = once(&release(&server), &options(), TIMEOUT).await.unwrap_err();
+    let error = once(&release(&server), &options(), Status::default(), TIMEOUT).await.unwrap_err();
     assert!(
         matches!(&error, RolloutError::Refused(why) if why.starts_with("`server_name` cannot change")),
         "{error}"
@@ -176,7 +176,7 @@ async fn the_controller_follows_the_desired_stack_and_another_waits() {
             .await;
         // The controller holds the lease, and is idle for less time than that lasts.
         let other = Options { identity: "rollout-1".to_owned(), ..options.clone() };
-        let error = once(&cluster, &other, Duration::from_millis(200)).await.unwrap_err();
+        let error = once(&cluster, &other, Status::default(), Duration::from_millis(200)).await.unwrap_err();
         assert!(error.to_string().contains("another rollout of this release is at work"), "{error}");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -203,7 +203,7 @@ async fn the_controller_follows_the_desired_stack_and_another_waits() {
     tokio::join!(controller, meanwhile);
     // It let go of the lease, so another can act at once.
     let other = Options { identity: "rollout-1".to_owned(), ..options.clone() };
-    once(&cluster, &other, TIMEOUT).await.unwrap();
+    once(&cluster, &other, Status::default(), TIMEOUT).await.unwrap();
 }
 
 async fn wait(condition: impl Fn() -> bool) {
