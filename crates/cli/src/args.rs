@@ -143,6 +143,9 @@ pub(crate) struct Router {
     /// Which Synapse runs.
     #[command(flatten)]
     pub(crate) synapse: Synapse,
+    /// Read the stack file anew whenever it changes, as at SIGHUP: for one that Kubernetes mounts
+    #[arg(long)]
+    pub(crate) follow: bool,
     /// How many threads move bytes [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

@@ -10,7 +10,7 @@ use crate::args::StackArguments;
 use crate::machine::this_machine;
 
 /// The stack file that counts when none is named.
-const DEFAULT_FILE: &str = "stack.yaml";
+pub(crate) const DEFAULT_FILE: &str = "stack.yaml";
 
 /// A stack, where its files lie, and why its preset was chosen if the stack does not name one.
 pub(crate) struct Place {

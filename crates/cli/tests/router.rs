@@ -135,6 +135,22 @@ fn the_router_alone_routes_reloads_and_stops() {
     }
 }
 
+#[test]
+fn a_followed_file_needs_no_signal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (main, port) = (main_process(), free_port());
+    write_stack(dir.path(), main, "");
+    let mut router = Router::start(dir.path(), port, &["--follow"]);
+    assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
+    // As Kubernetes does it: another file takes its place, whole.
+    let next = tempfile::tempdir_in(dir.path()).expect("a directory");
+    write_stack(next.path(), main, "listen: {admin_api: true}\n");
+    std::fs::rename(next.path().join("stack.yaml"), dir.path().join("stack.yaml")).expect("own directory");
+    until("the admin API is open", || status(port, "/_synapse/admin/v1/server_version") == Some(200));
+    router.signal(Signal::SIGTERM);
+    assert!(router.end().success());
+}
+
 /// Clients that begin a request and go no further take a bounded amount of memory each, and what they took serves the next
 /// ones: however many come and go, the router does not grow, and others are served meanwhile.
 #[test]

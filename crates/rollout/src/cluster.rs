@@ -59,7 +59,7 @@ pub const RULES: [Rule; 8] = [
     Rule {
         group: "",
         resource: "configmaps",
-        verbs: &["get", "list", "watch", "create", "patch"],
+        verbs: &["get", "watch", "create", "patch"],
         purpose: "read the desired stack and follow it; write the applied one",
     },
     Rule { group: "", resource: "pods", verbs: &["list"], purpose: "see which pods still run" },

@@ -21,6 +21,6 @@ mod up;
 pub mod users;
 pub mod valkey;
 
-pub use route::route;
+pub use route::{Followed, route};
 pub use state::StateError;
 pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};

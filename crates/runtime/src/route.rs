@@ -1,5 +1,6 @@
 //! The router alone, in front of processes that run elsewhere.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use model::Topology;
@@ -24,8 +25,40 @@ pub(crate) fn snapshot(topology: &Topology, table: &Table) -> Result<Snapshot, U
         .map_err(UpError::Tls)
 }
 
-/// Routes requests to a topology's processes, by the endpoint table of their Synapse, until SIGINT or SIGTERM. At SIGHUP `reload` is asked for the topology anew; what it
-/// complains of is logged, and everything stays as it was.
+/// How often a followed file is looked at.
+const FOLLOW: Duration = Duration::from_secs(2);
+
+/// A file that is followed: that it changes is as good as SIGHUP. Its contents are compared, whatever its times say, since
+/// Kubernetes puts another file in the place of one that it mounts.
+#[derive(Debug)]
+pub struct Followed {
+    path: PathBuf,
+    contents: Option<Vec<u8>>,
+}
+
+impl Followed {
+    /// Follows a file from what it has now; make this before the file is read for what it says.
+    pub fn new(path: PathBuf) -> Self {
+        let contents = std::fs::read(&path).ok();
+        Self { path, contents }
+    }
+
+    /// Waits until it has other contents. That it is gone is none.
+    async fn change(&mut self) {
+        loop {
+            tokio::time::sleep(FOLLOW).await;
+            let contents = tokio::fs::read(&self.path).await.ok();
+            if contents.is_some() && contents != self.contents {
+                self.contents = contents;
+                return;
+            }
+        }
+    }
+}
+
+/// Routes requests to a topology's processes, by the endpoint table of their Synapse, until SIGINT or SIGTERM. At SIGHUP, or when
+/// the followed file changes, `reload` is asked for the topology anew; what it complains of is logged, and everything stays as
+/// it was.
 ///
 /// `ready` is called once requests are taken. It must run in a multi-threaded tokio runtime.
 pub async fn route(
@@ -34,6 +67,7 @@ pub async fn route(
     options: router::Options,
     ready: impl FnOnce(),
     mut reload: impl FnMut() -> Result<Topology, String>,
+    mut followed: Option<Followed>,
 ) -> Result<(), UpError> {
     let mut signals =
         Signals::new().map_err(|source| UpError::System { action: "handle signals", source })?;
@@ -50,8 +84,15 @@ pub async fn route(
     }
     ready();
     loop {
-        if let Asked::End(_) = signals.next().await {
-            break;
+        let change = async {
+            match &mut followed {
+                Some(followed) => followed.change().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            asked = signals.next() => if let Asked::End(_) = asked { break },
+            () = change => {}
         }
         let new = reload().and_then(|topology| snapshot(&topology, table).map_err(|error| error.to_string()));
         match new {

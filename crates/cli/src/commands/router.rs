@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use model::Topology;
 
 use crate::args::{Router, StackArguments, Transport};
-use crate::place::Place;
+use crate::place::{DEFAULT_FILE, Place};
 
 pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Result<ExitCode> {
+    let file = || stack.config.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+    let followed = arguments.follow.then(|| runtime::Followed::new(file()));
     let topology = topology(arguments, stack)?;
     let options = router::Options {
         access_log: arguments.access_log.clone().map_or_else(Default::default, router::AccessLog::File),
@@ -23,7 +25,7 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
     let ready = || eprintln!("routing at {url}; SIGHUP reloads, SIGTERM stops");
     let reload = || self::topology(arguments, stack).map_err(|error| format!("{error:#}"));
     super::block_on(async {
-        runtime::route(&topology, &table, options, ready, reload).await?;
+        runtime::route(&topology, &table, options, ready, reload, followed).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
