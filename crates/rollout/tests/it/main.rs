@@ -10,10 +10,11 @@ mod stacks;
 /// `docs/rollout.md` lists the rules as they are.
 #[test]
 fn the_page_lists_the_rules() {
-    let mut table = String::from("| API group | resource | verbs | what for |\n|---|---|---|---|\n");
-    for rollout::Rule { group, resource, verbs, purpose } in rollout::RULES {
-        let group = if group.is_empty() { "core" } else { group };
-        table += &format!("| {group} | `{resource}` | {} | {purpose} |\n", verbs.join(", "));
-    }
-    committed::part("docs/rollout.md", "rules", &table);
+    let row = |rule: &rollout::Rule| {
+        let group = if rule.group.is_empty() { "core" } else { rule.group };
+        format!("| {group} | `{}` | {} | {} |", rule.resource, rule.verbs.join(", "), rule.purpose)
+    };
+    let head = ["| API group | resource | verbs | what for |".to_owned(), "|---|---|---|---|".to_owned()];
+    let table: Vec<String> = head.into_iter().chain(rollout::RULES.iter().map(row)).collect();
+    committed::part("docs/rollout.md", "rules", &table.join("\n"));
 }
