@@ -69,8 +69,7 @@ impl Workload {
 
     /// Whether its template says the wanted configuration, and its pods have it or will have it.
     fn has(&self, wanted: &Wanted, uncertain: &Uncertain) -> bool {
-        self.says(&wanted.configuration)
-            && (self.held.is_some() || uncertain.get(&self.key) != self.configuration.as_ref())
+        self.says(&wanted.configuration) && uncertain.get(&self.key) != self.configuration.as_ref()
     }
 
     /// What its template has to say so that all of its pods have the wanted configuration.
@@ -279,8 +278,8 @@ fn uncertain(observed: &Observed, applied: Option<&Target>, desired: &Target) ->
             |target: &Target| target.of(&workload.key).is_some_and(|w| workload.says(&w.configuration));
         let was = workload.configuration.is_some()
             && observed.uncertain.get(&workload.key) == workload.configuration.as_ref();
-        // A held one has no pods.
-        workload.held.is_none() && says(desired) && (was || applied.is_some_and(|applied| !says(applied)))
+        // One that is held, too: it may only be marked yet, with all of its pods.
+        says(desired) && (was || applied.is_some_and(|applied| !says(applied)))
     };
     let uncertain = observed.workloads.iter().filter(maybe);
     uncertain.filter_map(|w| Some((w.key.clone(), w.configuration.clone()?))).collect()

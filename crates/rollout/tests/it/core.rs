@@ -177,8 +177,9 @@ impl World {
                 let new = living.iter().filter(|pod| !old(pod)).count();
                 let many = usize::try_from(workload.replicas).unwrap();
                 let surplus = if living.len() > many && (new < many || many == 0) {
-                    let has_ready = living.iter().filter(|pod| !old(pod)).any(|pod| ready(&pod));
-                    living.iter().find(old).filter(|_| has_ready || many == 0)
+                    // One may go as long as enough are ready without it.
+                    let spare = living.iter().filter(|pod| ready(pod)).count() > many;
+                    living.iter().find(old).filter(|_| spare || many == 0)
                 } else {
                     living.iter().find(old).filter(|_| living.len() > many)
                 };
