@@ -152,6 +152,8 @@ pub(crate) fn failed(action: impl fmt::Display) -> impl FnOnce(kube::Error) -> C
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) observed: Observed,
+    /// Which objects the workloads are, by kind and name: a step is for that one, and not for one that was made since.
+    uids: BTreeMap<(Kind, String), String>,
     desired: Option<ObjectMeta>,
     applied: Option<ObjectMeta>,
 }
@@ -245,7 +247,12 @@ impl Cluster {
             workloads,
             pods: pods.iter().filter_map(of_pod).collect(),
         };
+        let uid = |kind, metadata: &ObjectMeta| Some(((kind, metadata.name.clone()?), metadata.uid.clone()?));
+        let uids = sets.iter().filter_map(|set| uid(Kind::StatefulSet, &set.metadata));
+        let uids =
+            uids.chain(deployments.iter().filter_map(|d| uid(Kind::Deployment, &d.metadata))).collect();
         Ok(Seen {
+            uids,
             observed,
             desired: desired.map(|map| map.metadata),
             applied: applied.map(|map| map.metadata),
@@ -272,9 +279,11 @@ impl Cluster {
     /// Does a step.
     pub(crate) async fn take(&self, step: &Step, seen: &Seen) -> Result<(), ClusterError> {
         let failed = failed(step);
+        let uid = |key: &Key, name: &String| seen.uids.get(&(key.kind, name.clone()));
         match step {
             Step::Mark { key, name, configuration, held } => {
-                let ours = mark(key.kind, name, configuration.as_deref(), *held);
+                let mut ours = mark(key.kind, name, configuration.as_deref(), *held);
+                ours["metadata"]["uid"] = json!(uid(key, name));
                 let parameters = PatchParams::apply(FIELD_MANAGER).force();
                 match key.kind {
                     Kind::StatefulSet => {
@@ -286,7 +295,9 @@ impl Cluster {
                 }
             }
             Step::Scale { key, name, replicas } => {
-                let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+                let patch = Patch::Merge(
+                    json!({ "metadata": { "uid": uid(key, name) }, "spec": { "replicas": replicas } }),
+                );
                 let parameters = ours();
                 match key.kind {
                     Kind::StatefulSet => self.sets.patch_scale(name, &parameters, &patch).await.map(drop),

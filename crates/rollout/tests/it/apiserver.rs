@@ -570,6 +570,10 @@ impl Asked {
 }
 
 fn same_version(object: &Value, before: &Value) -> Result<(), Failure> {
+    let uid = &object["metadata"]["uid"];
+    if !uid.is_null() && *uid != before["metadata"]["uid"] {
+        return failure(409, "Conflict", "Precondition failed: UID in precondition is another");
+    }
     let version = &object["metadata"]["resourceVersion"];
     if !version.is_null() && *version != before["metadata"]["resourceVersion"] {
         return failure(
@@ -585,7 +589,7 @@ fn scale(workload: &Value) -> Value {
     json!({
         "apiVersion": "autoscaling/v1",
         "kind": "Scale",
-        "metadata": { "name": workload["metadata"]["name"] },
+        "metadata": { "name": workload["metadata"]["name"], "uid": workload["metadata"]["uid"] },
         "spec": { "replicas": workload["spec"]["replicas"] },
     })
 }
@@ -678,7 +682,14 @@ fn leaves(object: &Value) -> BTreeMap<Path, Value> {
     }
     let mut found = BTreeMap::new();
     walk(object, &mut Vec::new(), &mut found);
-    let names = ["apiVersion", "kind", "metadata/name", "metadata/resourceVersion", "metadata/namespace"];
+    let names = [
+        "apiVersion",
+        "kind",
+        "metadata/name",
+        "metadata/resourceVersion",
+        "metadata/namespace",
+        "metadata/uid",
+    ];
     found.retain(|path, _| !names.contains(&path.join("/").as_str()));
     found
 }

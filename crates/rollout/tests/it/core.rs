@@ -48,6 +48,8 @@ struct SimWorkload {
     replicas: u32,
     seen: bool,
     ours: bool,
+    /// Which object it is: another one once it was made anew.
+    uid: u32,
 }
 
 /// A cluster with one release in it.
@@ -143,13 +145,35 @@ impl World {
         let wanted: BTreeSet<&Key> = STACKS[stack].target().wanted.iter().map(|wanted| &wanted.key).collect();
         self.workloads.retain(|key, _| wanted.contains(key));
         for key in wanted {
-            let new = SimWorkload { configuration: None, held: None, replicas: 1, seen: false, ours: false };
-            self.workloads.entry(key.clone()).or_insert(new);
+            let new = SimWorkload {
+                configuration: None,
+                held: None,
+                replicas: 1,
+                seen: false,
+                ours: false,
+                uid: 0,
+            };
+            self.started += 1;
+            self.workloads.entry(key.clone()).or_insert(SimWorkload { uid: self.started, ..new });
         }
         let orphans: Vec<usize> =
             (0..self.pods.len()).filter(|pod| !self.workloads.contains_key(&self.pods[*pod].key)).collect();
         for pod in orphans.into_iter().rev() {
             self.end(pod);
+        }
+    }
+
+    /// Does a step that comes from a look at `then`, unless its object was made anew since.
+    fn take_late(&mut self, step: &Step, then: &Self) {
+        let same = match step {
+            Step::Mark { key, .. } | Step::Scale { key, .. } | Step::Release { key, .. } => {
+                let uid = |world: &Self| world.workloads.get(key).map(|workload| workload.uid);
+                uid(self) == uid(then)
+            }
+            Step::Apply { .. } => true,
+        };
+        if same {
+            self.take(step);
         }
     }
 
@@ -471,17 +495,19 @@ proptest! {
         let mut world = INSTALLED[from].clone();
         world.helm(to);
         let mut batch = Vec::new().into_iter();
+        let mut then = world.clone();
         for act in acts {
             match act {
                 Act::Look(steps) => {
                     batch = world.next().steps.into_iter();
+                    then = world.clone();
                     for step in batch.by_ref().take(steps) {
                         world.take(&step);
                     }
                 }
                 Act::Take => {
                     if let Some(step) = batch.next() {
-                        world.take(&step);
+                        world.take_late(&step, &then);
                     }
                 }
                 Act::Control(index) => {
