@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::balance;
-use crate::metrics::Counters;
+use crate::metrics::Own;
 use crate::settings::Settings;
 
 /// The state of an instance, for people.
@@ -175,7 +175,8 @@ pub(crate) struct Instance {
     pub idle: AtomicUsize,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
-    pub counters: Counters,
+    /// Its metrics.
+    pub own: Own,
     /// Rings when a request ends.
     pub ended: Notify,
     /// Wakes its health checker.
@@ -203,7 +204,7 @@ impl Instance {
             idle: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            counters: Counters::new(),
+            own: Own::new(),
             ended: Notify::new(),
             check: Notify::new(),
         }

@@ -213,7 +213,7 @@ impl Exchange<'_> {
                         record.upstream = Some(took);
                         let failed = match result {
                             Ok((upstream, head, sent)) => {
-                                state.metrics.upstream(class, took);
+                                state.metrics.upstream(class, role, &instance, took);
                                 let body = Body::new(head.framing);
                                 return Ok(Served::By(Box::new(Answered {
                                     head,

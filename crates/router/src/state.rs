@@ -230,8 +230,9 @@ impl State {
         let look = &self.metrics.look;
         let active = self.active.load();
         look.clear();
-        for (instance, _) in &active.instances {
-            look.instance(&instance.name, instance.state().name(), instance.idle.load(Ordering::Relaxed));
+        for (instance, roles) in &active.instances {
+            let idle = instance.idle.load(Ordering::Relaxed);
+            look.instance(&instance.name, roles, instance.state().name(), idle);
             for class in &CLASSES {
                 let in_flight = instance.in_flight_of(class.id.index());
                 if in_flight > 0 {
