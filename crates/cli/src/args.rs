@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use model::Preset;
+use model::{Address, Preset};
+
+use crate::top::Sort;
 
 /// Plans, checks, runs, routes, watches and repairs a complete self-hosted Matrix deployment.
 #[derive(Debug, Parser)]
@@ -51,6 +53,8 @@ pub(crate) enum Command {
     Up(Up),
     /// Show every process of the running stack
     Status(Json),
+    /// Watch the running stack: what passes through each process and class of endpoints, and what fails
+    Top(Top),
     /// Show the processes' logs
     Logs(Logs),
     /// Restart processes of the running stack
@@ -109,6 +113,47 @@ pub(crate) struct Json {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `top`.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Watch a router that runs alone, at its `listen.metrics`, instead of a stack on this machine
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = listener)]
+    pub(crate) url: Option<Address>,
+    /// Seconds between two looks
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2.0, value_parser = interval)]
+    pub(crate) interval: f64,
+    /// What to sort by; a key changes it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) sort: Sort,
+    /// Only what contains this; `/` changes it
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) filter: String,
+    /// Print one picture of one interval and end, as where stdout is no terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// The same as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.2..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("not from 0.2 to 3600".to_owned()) }
+}
+
+/// A router's private listener, from its URL.
+fn listener(url: &str) -> Result<Address, String> {
+    let parts = || {
+        let rest = url.strip_prefix("http://")?;
+        let (place, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (host, port) = place.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        (!host.is_empty() && ["", "metrics"].contains(&path))
+            .then_some(Address::Tcp { host, port: port.parse().ok()? })
+    };
+    parts().ok_or_else(|| "not as in `http://127.0.0.1:9090`".to_owned())
 }
 
 /// `up`.

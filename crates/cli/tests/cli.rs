@@ -213,6 +213,7 @@ fn the_manual_of_commands_is_up_to_date() {
         &["plan"],
         &["up"],
         &["status"],
+        &["top"],
         &["logs"],
         &["restart"],
         &["down"],

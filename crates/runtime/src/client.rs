@@ -7,13 +7,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::Layout;
+use model::{Address, Layout};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::probe;
 use crate::progress::Event;
 use crate::state::Lock;
 
@@ -84,6 +85,9 @@ pub struct ProcessStatus {
     pub rss_bytes: Option<u64>,
     /// Its share of memory, shared memory divided by those who share it; PostgreSQL's with its children.
     pub pss_bytes: Option<u64>,
+    /// The processor time that it has used, in milliseconds; PostgreSQL's with its children's.
+    #[serde(default)]
+    pub cpu_ms: Option<u64>,
     /// How often it was started again.
     pub restarts: u32,
     /// How long it has been running.
@@ -227,6 +231,15 @@ pub async fn status(layout: &Layout) -> Result<Status, ClientError> {
 pub async fn metrics(layout: &Layout) -> Result<String, ClientError> {
     let mut connection = Connection::open(layout, Op::Metrics).await?;
     connection.last(ANSWER, |_| {}).await
+}
+
+/// The metrics of a router that stands alone, from its private listener.
+pub async fn metrics_at(listener: &Address) -> io::Result<String> {
+    let (status, body) = probe::get(listener, "/metrics", ANSWER).await?;
+    if status != 200 {
+        return Err(io::Error::other(format!("/metrics was answered with {status}")));
+    }
+    String::from_utf8(body.into()).map_err(io::Error::other)
 }
 
 /// Restarts the processes that `target` means (a name, role or group), one after the other, and waits until each is

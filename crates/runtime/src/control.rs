@@ -289,6 +289,7 @@ fn status(control: &Control) -> Status {
         address: Some(control.listen.clone()),
         rss_bytes: proc::resident_bytes(own),
         pss_bytes: proc::proportional_bytes(own),
+        cpu_ms: proc::cpu_time(own).map(|time| time.own_ms),
         restarts: 0,
         uptime_seconds: Some(control.clock.elapsed().as_secs()),
         last_exit: None,
@@ -311,11 +312,21 @@ fn status(control: &Control) -> Status {
 fn process_status(entry: &Entry, family: &Family) -> ProcessStatus {
     let process = entry.process.filter(|process| process.alive());
     let about = &entry.about;
+    // The fork server's children are listed by themselves; PostgreSQL's are part of it.
+    let with_children = about.name == "postgres";
+    let children = match process {
+        Some(process) if with_children => family.descendants(process.pid),
+        _ => Vec::new(),
+    };
     let pss = process.and_then(|process| {
-        // The fork server's children are listed by themselves; PostgreSQL's are part of it.
-        let children = if about.name == "postgres" { family.descendants(process.pid) } else { Vec::new() };
         let own = proc::proportional_bytes(process.pid)?;
-        Some(own + children.into_iter().filter_map(proc::proportional_bytes).sum::<u64>())
+        Some(own + children.iter().copied().filter_map(proc::proportional_bytes).sum::<u64>())
+    });
+    let cpu_ms = process.and_then(|process| {
+        let own = proc::cpu_time(process.pid)?;
+        let ended = if with_children { own.children_ms } else { 0 };
+        let living = children.iter().copied().filter_map(proc::cpu_time).map(|time| time.own_ms);
+        Some(own.own_ms + ended + living.sum::<u64>())
     });
     ProcessStatus {
         name: about.name.clone(),
@@ -327,6 +338,7 @@ fn process_status(entry: &Entry, family: &Family) -> ProcessStatus {
         address: about.address.clone(),
         rss_bytes: process.and_then(|process| proc::resident_bytes(process.pid)),
         pss_bytes: pss,
+        cpu_ms,
         restarts: entry.restarts,
         uptime_seconds: process.and(entry.since).map(|since| since.elapsed().as_secs()),
         last_exit: entry.last_exit.clone(),

@@ -6,6 +6,7 @@ mod plan;
 mod router;
 mod routes;
 mod running;
+mod top;
 mod up;
 
 use std::process::ExitCode;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use crate::args::{Arguments, Command};
 use crate::place::Place;
+
+pub(crate) use running::duration;
 
 /// Runs a command.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -23,6 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Plan(plan) => plan::plan(plan, stack)?,
         Command::Up(up) => return up::up(up, stack),
         Command::Status(json) => return running::status(&Place::find(stack)?, json.json),
+        Command::Top(top) => top::top(top, stack)?,
         Command::Logs(logs) => running::logs(&Place::find(stack)?, logs)?,
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Down => running::down(&Place::find(stack)?)?,

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use model::ROLES;
@@ -13,7 +14,7 @@ use nix::unistd::Pid;
 use runtime::client::{Phase, ProcessStatus, State, Status};
 use serde_json::Value;
 
-use crate::stack::{Stack, is_healthy, password};
+use crate::stack::{Stack, is_healthy, password, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
 use crate::{scenarios, served, truth};
 
@@ -28,6 +29,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("an_encrypting_client_uses_its_part_of_full", an_encrypting_client_uses_its_part_of_full),
     ("accounts_are_added_and_admin_is_closed", accounts_are_added_and_admin_is_closed),
     ("logs_are_shown", logs_are_shown),
+    ("top_shows_what_passes_through", top_shows_what_passes_through),
+    ("metrics_are_open_metrics", metrics_are_open_metrics),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
     ("small_runs_beside_full", small_runs_beside_full),
     (
@@ -275,6 +278,63 @@ fn logs_are_shown() {
     let _ = follow.kill();
     let _ = follow.wait();
     seen.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn top_shows_what_passes_through() {
+    let stack = full();
+    // Somebody who asks as long as one looks.
+    let looked = AtomicBool::new(false);
+    let (json, text) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let deadline = Instant::now() + BACK;
+            while !looked.load(Ordering::Relaxed) && Instant::now() < deadline {
+                get(stack.port, "/_matrix/client/versions");
+            }
+        });
+        let both = (stack.ask(&["top", "--json"]), stack.ask(&["top", "--once"]));
+        looked.store(true, Ordering::Relaxed);
+        both
+    });
+    let view: Value = serde_json::from_str(&json.good().stdout).expect("JSON");
+    let status = stack.status();
+    let instances = view["instances"].as_array().expect("a list");
+    assert_eq!(instances.len(), status.processes.len());
+    let is_more = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    let asked = instances.iter().filter(|row| is_more(&row["traffic"]["requests_per_second"]));
+    let asked: Vec<_> = asked.filter_map(|row| row["name"].as_str()).collect();
+    assert!(asked.iter().any(|name| name.starts_with("client_reader_")), "only {asked:?} served anything");
+    for row in instances {
+        assert_eq!(row["amiss"], false, "{row}");
+        assert!(is_more(&row["memory_bytes"]) && row["cpu_percent"].is_f64(), "{row}");
+    }
+    assert!(is_more(&view["totals"]["requests_per_second"]), "{}", view["totals"]);
+    let text = text.good().stdout;
+    assert!(status.processes.iter().all(|process| text.contains(&process.name)), "{text}");
+}
+
+/// What the router tells Prometheus is read by Prometheus' own client, which Synapse brings along.
+fn metrics_are_open_metrics() {
+    const READ: &str = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families\n\
+        print(*{f.name for f in text_string_to_metric_families(sys.stdin.read()) if f.samples})";
+    let stack = full();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let layout = model::Layout::new(stack.data());
+    get(stack.port, "/_matrix/client/versions");
+    let text = until("the request is counted", BACK, || {
+        let text = runtime.block_on(runtime::client::metrics(&layout)).expect("metrics");
+        text.contains("_requests_total{").then_some(text)
+    });
+    let path = stack.directory.join("metrics");
+    fs::write(&path, &text).expect("own directory");
+    let mut read = Command::new(synapse_python());
+    let read = read.args(["-c", READ]).stdin(File::open(&path).expect("own file")).output();
+    let read = read.expect("python starts");
+    assert!(read.status.success(), "{}\n{text}", String::from_utf8_lossy(&read.stderr));
+    let families = String::from_utf8_lossy(&read.stdout).into_owned();
+    for name in ["requests", "request_duration_seconds", "upstream_duration_seconds", "instance_role"] {
+        let name = format!("matrix_stack_router_{name}");
+        assert!(families.split_whitespace().any(|family| family == name), "no {name} in {families}");
+    }
 }
 
 fn processes_and_roles_are_restarted() {
