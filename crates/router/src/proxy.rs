@@ -238,8 +238,8 @@ impl Exchange<'_> {
                         let wait = Box::pin(wait.for_place(state, settings, class, role));
                         self.client.unless_gone(wait).await??;
                     }
-                    Pick::Returning { role, elsewhere } => {
-                        let wait = Box::pin(wait.for_return(state, settings, role, elsewhere));
+                    Pick::Returning { role, limit, elsewhere } => {
+                        let wait = Box::pin(wait.for_return(state, settings, role, limit, elsewhere));
                         self.client.unless_gone(wait).await??;
                     }
                     // Those that broke off before may have a second chance.

@@ -64,6 +64,9 @@ pub struct Settings {
     pub patience: Duration,
     /// The same where another role could serve it: long enough for a local restart, too short to be a nuisance.
     pub fallback_patience: Duration,
+    /// How long a request waits while the router is paused ([`crate::Router::pause`]): as long as a whole stack takes
+    /// to start, and shorter than clients wait.
+    pub pause_patience: Duration,
     /// For how long an instance that went away counts as about to come back.
     pub restart_grace: Duration,
 
@@ -117,6 +120,7 @@ impl Default for Settings {
             max_waiting: 512,
             patience: Duration::from_secs(15),
             fallback_patience: Duration::from_secs(2),
+            pause_patience: Duration::from_secs(60),
             restart_grace: Duration::from_secs(20),
             health_interval: answers::HEALTH_INTERVAL,
             health_interval_down: Duration::from_millis(100),

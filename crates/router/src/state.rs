@@ -55,6 +55,8 @@ pub(crate) struct State {
     queues: Vec<Queue>,
     waiting: Vec<AtomicUsize>,
     turn: AtomicUsize,
+    /// How many want that no request goes to any instance.
+    pub pauses: AtomicUsize,
     /// Requests under way.
     pub under_way: AtomicUsize,
     /// Client connections open.
@@ -201,6 +203,7 @@ impl State {
             queues: (0..CLASSES.len() * ROLES.len()).map(|_| Queue::default()).collect(),
             waiting: ROLES.iter().map(|_| AtomicUsize::new(0)).collect(),
             turn: AtomicUsize::new(0),
+            pauses: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             listening: AtomicUsize::new(0),
