@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 }
 
 /// Which stack a command is about, and what is changed for this once.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct StackArguments {
     /// The stack file [default: stack.yaml where it exists, else a stack called `localhost`]
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -60,6 +60,8 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "NAME|ROLE")]
         names: Vec<String>,
     },
+    /// Make the running stack what the stack file says now, without stopping it
+    Reload,
     /// Stop the running stack
     Down,
     /// Run the router alone, in front of processes that run elsewhere

@@ -54,6 +54,15 @@ pub struct InstanceChange {
     pub because: Vec<String>,
 }
 
+/// The changes by what happens and why, in the order of [`Action`].
+pub fn grouped(changes: &[InstanceChange]) -> BTreeMap<(Action, &[String]), Vec<&str>> {
+    let mut groups: BTreeMap<(Action, &[String]), Vec<&str>> = BTreeMap::new();
+    for change in changes {
+        groups.entry((change.action, &change.because)).or_default().push(&change.instance);
+    }
+    groups
+}
+
 /// What changes between two topologies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Comparison {

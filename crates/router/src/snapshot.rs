@@ -163,7 +163,8 @@ impl Active {
         let mut leaving = Vec::new();
         if let Some(before) = before {
             let before = before.instances.iter().map(|(instance, _)| instance).chain(&before.leaving);
-            for instance in before.filter(|known| !instances.iter().any(|(kept, _)| Arc::ptr_eq(kept, known))) {
+            for instance in before.filter(|known| !instances.iter().any(|(kept, _)| Arc::ptr_eq(kept, known)))
+            {
                 instance.drain();
                 if instance.in_flight() > 0 {
                     leaving.push(Arc::clone(instance));

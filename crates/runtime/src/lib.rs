@@ -4,6 +4,7 @@
 //! process. [`client`] reaches a running one. Children start through [`launch`], and what they run comes from
 //! [`install`].
 
+mod change;
 pub mod client;
 mod control;
 mod forks;
@@ -15,12 +16,14 @@ mod probe;
 mod proc;
 pub mod progress;
 mod route;
+mod site;
 mod state;
 mod supervisor;
+mod units;
 mod up;
 pub mod users;
 pub mod valkey;
 
 pub use route::route;
 pub use state::StateError;
-pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};
+pub use up::{Admin, ReadAgain, Running, Started, UpError, UpOptions, detach, up};

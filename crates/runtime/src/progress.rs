@@ -63,6 +63,24 @@ pub enum Event {
         /// Seconds that it took, installation not counted.
         seconds: f64,
     },
+    /// Processes are about to be changed.
+    Change {
+        /// Their names.
+        names: Vec<String>,
+        /// What happens to them, as [`model::Action::describe`] says it.
+        action: String,
+        /// The fields of `stack.yaml` that cause it.
+        because: Vec<String>,
+    },
+    /// A change is done, and every process is healthy.
+    Changed {
+        /// How many processes it changed.
+        changed: usize,
+        /// How many it left alone.
+        kept: usize,
+        /// Seconds that it took.
+        seconds: f64,
+    },
     /// Something that deserves a look.
     Note {
         /// What.
@@ -158,6 +176,20 @@ fn line(event: &Event) -> Option<String> {
         Event::Ready { processes, seconds } => {
             format!("all {processes} processes are healthy after {seconds:.1} s")
         }
+        Event::Change { names, action, because } => {
+            let because = if because.is_empty() {
+                String::new()
+            } else {
+                format!(", because of {}", because.join(", "))
+            };
+            format!("{}: {action}{because}", names.join(", "))
+        }
+        Event::Changed { changed: 0, seconds, .. } => {
+            format!("no process had to change; the router has loaded its table after {seconds:.1} s")
+        }
+        Event::Changed { changed, kept, seconds } => {
+            format!("changed {changed} processes and left {kept} alone; all are healthy after {seconds:.1} s")
+        }
         Event::Stopping { reason } => format!("stopping: {reason}"),
         Event::Down { seconds } => format!("everything has stopped after {seconds:.1} s"),
     })
@@ -172,6 +204,7 @@ struct LiveState<W> {
     doing: String,
     starting: BTreeSet<String>,
     settled: bool,
+    stopping: bool,
     shown: bool,
 }
 
@@ -183,6 +216,7 @@ impl<W: Write + Send> Live<W> {
             doing: String::new(),
             starting: BTreeSet::new(),
             settled: false,
+            stopping: false,
             shown: false,
         }))
     }
@@ -210,19 +244,23 @@ impl<W: Write> LiveState<W> {
                     self.doing = format!("{healthy} of {total} healthy");
                 }
             }
-            Event::Stopped { left, .. } => self.doing = format!("stopping, {left} left"),
+            Event::Stopped { left, .. } if self.stopping => self.doing = format!("stopping, {left} left"),
+            Event::Stopped { .. } => {}
             Event::Stopping { .. } => {
                 self.settled = false;
+                self.stopping = true;
                 self.starting.clear();
                 self.start = Instant::now();
                 self.keep(line(event));
                 "stopping".clone_into(&mut self.doing);
             }
-            Event::Ready { .. } | Event::Down { .. } => {
+            Event::Ready { .. } | Event::Down { .. } | Event::Changed { .. } => {
                 self.settled = true;
                 self.keep(line(event));
             }
-            Event::Note { .. } | Event::Unhealthy { .. } | Event::Exited { .. } => self.keep(line(event)),
+            Event::Change { .. } | Event::Note { .. } | Event::Unhealthy { .. } | Event::Exited { .. } => {
+                self.keep(line(event))
+            }
         }
         if !self.settled {
             self.draw();

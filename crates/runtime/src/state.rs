@@ -244,10 +244,6 @@ impl Applied {
         Self { format: FORMAT, synapse, agreement, admin }
     }
 
-    /// The same, with the first admin user there.
-    pub(crate) fn with_admin(self) -> Self {
-        Self { admin: true, ..self }
-    }
     fn path(layout: &Layout) -> PathBuf {
         layout.data_dir().join("state.json")
     }
@@ -429,7 +425,7 @@ mod tests {
             Preset::Full,
         )
         .unwrap();
-        let applied = Applied::new("1.163.2".into(), agreement(&topology), false).with_admin();
+        let applied = Applied::new("1.163.2".into(), agreement(&topology), true);
         applied.save(&layout).unwrap();
         assert_eq!(Applied::load(&layout).unwrap(), applied);
         assert_eq!(applied.agreement["stream events"], ["event_persister_1", "event_persister_2"]);

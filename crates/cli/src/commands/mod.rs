@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Status(json) => return running::status(&Place::find(stack)?, json.json),
         Command::Logs(logs) => running::logs(&Place::find(stack)?, logs)?,
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
+        Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,

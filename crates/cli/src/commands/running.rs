@@ -1,14 +1,14 @@
-//! `status`, `logs`, `restart`, `down` and `user`: what is done with a stack that runs.
+//! `status`, `logs`, `restart`, `reload`, `down` and `user`: what is done with a stack that runs.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use runtime::client::{self, ProcessStatus, Status};
+use runtime::client::{self, ClientError, ProcessStatus, Status};
 use runtime::{logs, progress, users};
 
-use crate::args::{Logs, User};
+use crate::args::{Logs, StackArguments, User};
 use crate::place::Place;
 
 /// Prints the state of every process. Exit code 1 says that the stack runs but not all of it is healthy.
@@ -106,6 +106,21 @@ pub(crate) fn restart(place: &Place, names: &[String]) -> anyhow::Result<()> {
             .await?;
         }
         Ok(())
+    })
+}
+
+pub(crate) fn reload(stack: &StackArguments) -> anyhow::Result<()> {
+    let place = Place::find(stack)?;
+    // Here its errors are shown best. The supervisor reads it with what the command line of `up` said.
+    place.plan()?;
+    super::block_on(async {
+        let display = progress::for_stderr();
+        match client::reload(&place.layout, |event| display.event(event)).await {
+            Err(error @ ClientError::NotRunning { .. }) => Err(error).context(
+                "a stack that runs keeps its `server_name` and `data_dir`: take back what was changed there",
+            ),
+            result => Ok(result?),
+        }
     })
 }
 

@@ -216,6 +216,8 @@ async fn long_polls_outlive_their_instance_however_often_it_restarts() {
     for _ in 0..8 {
         lab.router.hold("sync_1");
         assert_eq!(lab.router.settled("sync_1", Duration::from_secs(5)).await, 0, "nobody waits for a poll");
+        lab.stop("sync_1");
+        until("the poll waits", || lab.metric("matrix_stack_router_waiting{role=\"sync\"}") >= 1.0).await;
         let (behaviour, _gate, held) = gated();
         lab.run("sync_1", behaviour);
         lab.router.release("sync_1");

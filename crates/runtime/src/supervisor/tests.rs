@@ -6,7 +6,6 @@ use std::path::Path;
 use model::{Preset, Role, Stack, WorkerGroup};
 
 use super::*;
-use crate::client::State;
 use crate::launch::{Launcher, Spec};
 use crate::progress;
 
@@ -33,7 +32,7 @@ for path in sys.argv[1:]:
 struct Stage {
     _dir: tempfile::TempDir,
     supervisor: Supervisor,
-    ended: mpsc::UnboundedReceiver<Ended>,
+    ended: broadcast::Receiver<Ended>,
 }
 
 /// Main and one worker, of which `broken` ends at once.
@@ -70,7 +69,7 @@ fn stage(broken: Option<&str>) -> Stage {
         )
     });
     let plan = Plan {
-        units: units.collect(),
+        topology: Arc::new(ArcSwap::from_pointee(topology.clone())),
         spawner: Spawner::new(Launcher::at(LAUNCHER)).unwrap(),
         teller: Teller::new(progress::quiet()),
         width: 2,
@@ -81,7 +80,9 @@ fn stage(broken: Option<&str>) -> Stage {
     };
     let snapshot = router::Snapshot::new(&topology, router::Settings::from_stack(&stack)).unwrap();
     let router = Router::start(snapshot, router::Options::default()).unwrap();
-    let (supervisor, ended) = Supervisor::start(plan, router);
+    let supervisor = Supervisor::start(plan, router);
+    let ended = supervisor.ends();
+    supervisor.add(units.collect());
     Stage { _dir: dir, supervisor, ended }
 }
 
@@ -109,7 +110,7 @@ async fn processes_come_back_and_go_in_order() {
     within(stage.supervisor.healthy("main")).await;
     assert_eq!(stage.entry("sync_1").state, State::Waiting);
     stage.supervisor.let_workers_start();
-    within(stage.supervisor.all_healthy()).await;
+    within(stage.supervisor.all_healthy(|_| true)).await;
 
     // Killed, a process is started again at once.
     let first = stage.entry("sync_1").process.unwrap();
@@ -120,7 +121,7 @@ async fn processes_come_back_and_go_in_order() {
         (ended.name.as_str(), ended.reason.as_str(), ended.in_a_row),
         ("sync_1", "killed by SIGKILL", 1)
     );
-    within(stage.supervisor.all_healthy()).await;
+    within(stage.supervisor.all_healthy(|_| true)).await;
     let second = stage.entry("sync_1");
     assert_eq!((second.restarts, second.last_exit.as_deref()), (1, Some("killed by SIGKILL")));
     assert!(second.process.is_some_and(|process| process != first));
