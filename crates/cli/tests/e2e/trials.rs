@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{scenarios, served, tokens, truth};
+use crate::{reload, scenarios, served, tokens, truth};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -40,6 +40,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
         a_killed_supervisor_leaves_nothing,
     ),
     ("down_leaves_nothing", down_leaves_nothing),
+    ("a_stack_changes_while_it_runs_and_no_request_fails", reload::a_stack_changes_while_it_runs),
     ("synapse_agrees_with_table_and_configuration", truth::synapse_agrees_with_table_and_configuration),
     (
         "every_endpoint_is_answered_as_promised_and_as_by_one_process",
@@ -201,22 +202,23 @@ fn an_encrypting_client_uses_its_part_of_full() {
 /// The residents, added by the command line once.
 fn residents(stack: &Stack) -> PathBuf {
     static ADDED: OnceLock<PathBuf> = OnceLock::new();
-    ADDED
-        .get_or_init(|| {
-            let file = stack.directory.join("password");
-            for name in RESIDENTS {
-                fs::write(&file, password(name)).expect("own directory");
-                let mut add = stack.command(&["user", "add", name, "--password-file"]);
-                add.arg(&file);
-                if name == RESIDENTS[0] {
-                    add.arg("--admin");
-                }
-                let done = run(&mut add, BACK).good();
-                assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
-            }
-            stack.people(&RESIDENTS)
-        })
-        .clone()
+    ADDED.get_or_init(|| add_people(stack, &RESIDENTS)).clone()
+}
+
+/// Adds people by the command line, the first as administrator.
+pub(crate) fn add_people(stack: &Stack, names: &[&str]) -> PathBuf {
+    let file = stack.directory.join("password");
+    for name in names {
+        fs::write(&file, password(name)).expect("own directory");
+        let mut add = stack.command(&["user", "add", name, "--password-file"]);
+        add.arg(&file);
+        if *name == names[0] {
+            add.arg("--admin");
+        }
+        let done = run(&mut add, BACK).good();
+        assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
+    }
+    stack.people(names)
 }
 
 fn accounts_are_added_and_admin_is_closed() {
@@ -337,30 +339,32 @@ fn small_runs_beside_full() {
 }
 
 /// People who send messages until told to stop.
-struct Senders {
+pub(crate) struct Senders {
     child: Child,
     output: PathBuf,
     ledger: PathBuf,
 }
 
 impl Senders {
-    fn start(stack: &Stack, people: &Path, ledger: &Path) -> Self {
+    /// Each sends a message every so many seconds.
+    pub(crate) fn start(stack: &Stack, people: &Path, interval: &str) -> Self {
+        let ledger = ledger(stack);
         let output = stack.directory.join("senders");
         let file = File::create(&output).expect("own directory");
         let errors = file.try_clone().expect("a file can be opened twice");
         let mut command = stack.flow("acked", people);
         command
             .arg("--ledger")
-            .arg(ledger)
-            .args(["--interval", "1"])
+            .arg(&ledger)
+            .args(["--interval", interval])
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(errors);
-        Self { child: command.spawn().expect("python starts"), output, ledger: ledger.to_owned() }
+        Self { child: command.spawn().expect("python starts"), output, ledger }
     }
 
     /// How many messages have been acknowledged.
-    fn acknowledged(&mut self) -> usize {
+    pub(crate) fn acknowledged(&mut self) -> usize {
         if let Some(status) = self.child.try_wait().expect("a child of ours") {
             panic!("the senders gave up ({status}):\n{}", self.said());
         }
@@ -369,7 +373,7 @@ impl Senders {
 
     /// Waits until so many more have been acknowledged.
     #[track_caller]
-    fn more(&mut self, count: usize) {
+    pub(crate) fn more(&mut self, count: usize) {
         let wanted = self.acknowledged() + count;
         until(&format!("{wanted} messages"), STALL, || (self.acknowledged() >= wanted).then_some(()));
     }
@@ -379,7 +383,7 @@ impl Senders {
     }
 
     /// Lets them finish what they are sending.
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("a child of ours");
         let status = wait(&mut self.child, Duration::from_secs(150));
         assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.said());
@@ -401,7 +405,7 @@ fn ledger(stack: &Stack) -> PathBuf {
 
 /// Reads back what the ledger says was acknowledged.
 #[track_caller]
-fn verify(stack: &Stack, people: &Path) {
+pub(crate) fn verify(stack: &Stack, people: &Path) {
     let mut verify = stack.flow("verify", people);
     let done = run(verify.arg("--ledger").arg(ledger(stack)), FLOW).good();
     println!("    {}", done.stdout.trim_end());
@@ -410,7 +414,7 @@ fn verify(stack: &Stack, people: &Path) {
 fn nothing_acknowledged_is_lost_when_processes_are_killed() {
     let stack = full();
     let people = residents(stack);
-    let mut senders = Senders::start(stack, &people, &ledger(stack));
+    let mut senders = Senders::start(stack, &people, "1");
     until("the first messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
     let first = stack.status();
     let victims: Vec<String> = first
@@ -493,7 +497,7 @@ fn a_killed_supervisor_leaves_nothing() {
     println!("    and again: {}", done.stdout.lines().next().unwrap_or_default());
     // The messages of the trial before; alone, this trial sends some of its own first.
     if !ledger(stack).exists() {
-        let mut senders = Senders::start(stack, &people, &ledger(stack));
+        let mut senders = Senders::start(stack, &people, "1");
         until("some messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
         senders.stop();
     }
@@ -519,15 +523,15 @@ fn process<'a>(status: &'a Status, name: &str) -> &'a ProcessStatus {
     status.processes.iter().find(|process| process.name == name).unwrap_or_else(|| panic!("no {name}"))
 }
 
-fn pid_of(status: &Status, name: &str) -> Option<u32> {
+pub(crate) fn pid_of(status: &Status, name: &str) -> Option<u32> {
     process(status, name).pid
 }
 
-fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
+pub(crate) fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
     status.processes.iter().map(|process| (process.name.as_str(), process.pid)).collect()
 }
 
-fn unhealthy(status: &Status) -> String {
+pub(crate) fn unhealthy(status: &Status) -> String {
     let amiss = status.processes.iter().filter(|process| process.state != State::Healthy);
     amiss.map(|process| format!("{process:?}")).collect::<Vec<_>>().join("\n")
 }
