@@ -58,7 +58,8 @@ pub struct Settings {
     /// How long a request waits for a place before it gets 429: [`answers::QUEUE_TIMEOUT`].
     pub queue_timeout: Duration,
 
-    /// The most requests of each role that wait for an instance that is about to come back. More get 503.
+    /// The most requests of each role that wait for an instance that is about to come back, long polls that were on it
+    /// among them. More get 503.
     pub max_waiting: usize,
     /// How long a request waits for an instance that is about to come back, if nobody else can serve it.
     pub patience: Duration,
@@ -117,7 +118,7 @@ impl Default for Settings {
             attempts: 3,
             queue_length: 128,
             queue_timeout: answers::QUEUE_TIMEOUT,
-            max_waiting: 512,
+            max_waiting: 4096,
             patience: Duration::from_secs(15),
             fallback_patience: Duration::from_secs(2),
             pause_patience: Duration::from_secs(60),

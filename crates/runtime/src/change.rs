@@ -15,10 +15,8 @@ pub(crate) enum Step {
     Configure,
     /// The router loads the new table.
     Route,
-    /// These start, main first, and become healthy.
+    /// These start, main first, and become healthy. Then a pause is over.
     Start(Vec<String>),
-    /// Requests that waited go on.
-    Resume,
     /// This one stops and starts again.
     Roll {
         /// Its name.
@@ -75,7 +73,6 @@ pub(crate) fn steps(changes: &[InstanceChange], new: &Topology) -> Vec<Step> {
             Step::Configure,
             Step::Route,
             Step::Start(with(&[Action::StopTogether, Action::Restart, Action::Start])),
-            Step::Resume,
         ]
     };
     steps.retain(|step| !matches!(step, Step::Stop(names) | Step::Start(names) if names.is_empty()));
@@ -231,7 +228,7 @@ mod tests {
             names(&["main", "sync_1", "room_1", "typing_1", "event_persister_1", "event_persister_2"]);
         assert_eq!(
             between(&running(&now), &new),
-            [Step::Pause, Step::Stop(old), Step::Configure, Step::Route, Step::Start(started), Step::Resume]
+            [Step::Pause, Step::Stop(old), Step::Configure, Step::Route, Step::Start(started)]
         );
     }
 

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use crate::client::{Op, PROTOCOL, Phase, ProcessStatus, Reply, Request, Restarted, State, Status};
 use crate::proc::{self, Family};
 use crate::progress::Event;
-use crate::supervisor::{Entry, Supervisor, Teller};
+use crate::supervisor::{Entry, RestartError, Supervisor, Teller};
 use crate::up::Begun;
 
 /// So many requests are answered at once.
@@ -173,16 +173,18 @@ async fn act(
                     .send(&Reply::Error("the stack is not started yet: try again in a moment".to_owned()))
                     .await;
             };
-            let begun = control.begun.borrow().clone();
-            let _turn = match &begun {
-                Some(begun) => Some(begun.site.turn.lock().await),
-                None => None,
-            };
             let (told, mut done) = tokio::sync::mpsc::unbounded_channel();
             let restarting = supervisor.restart(&target, |name, took| {
                 // If nobody listens any more, the restart goes on all the same.
                 let _ = told.send(Restarted { name: name.to_owned(), seconds: took.as_secs_f64() });
             });
+            let begun = control.begun.borrow().clone();
+            let restarting = async {
+                match begun {
+                    Some(begun) => begun.site.alone(restarting).await.unwrap_or(Err(RestartError::Ending)),
+                    None => restarting.await,
+                }
+            };
             tokio::pin!(restarting);
             let result = loop {
                 tokio::select! {

@@ -81,6 +81,8 @@ pub enum Event {
         /// Seconds that it took.
         seconds: f64,
     },
+    /// A change did not come to its end; whoever asked for it hears why.
+    NotChanged {},
     /// Something that deserves a look.
     Note {
         /// What.
@@ -155,7 +157,7 @@ fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Step { text } | Event::Note { text } => text.clone(),
         Event::Planned { processes } => format!("starting {processes} processes"),
-        Event::Starting { .. } | Event::Stopped { .. } => return None,
+        Event::Starting { .. } | Event::Stopped { .. } | Event::NotChanged {} => return None,
         Event::Healthy { name, healthy, total, seconds } => {
             format!("{name} is healthy after {seconds:.2} s ({healthy} of {total})")
         }
@@ -188,7 +190,7 @@ fn line(event: &Event) -> Option<String> {
             format!("no process had to change; the router has loaded its table after {seconds:.1} s")
         }
         Event::Changed { changed, kept, seconds } => {
-            format!("changed {changed} processes and left {kept} alone; all are healthy after {seconds:.1} s")
+            format!("processes changed: {changed}, left alone: {kept}; all are healthy after {seconds:.1} s")
         }
         Event::Stopping { reason } => format!("stopping: {reason}"),
         Event::Down { seconds } => format!("everything has stopped after {seconds:.1} s"),
@@ -258,8 +260,12 @@ impl<W: Write> LiveState<W> {
                 self.settled = true;
                 self.keep(line(event));
             }
+            Event::NotChanged {} => {
+                self.settled = true;
+                self.clear();
+            }
             Event::Change { .. } | Event::Note { .. } | Event::Unhealthy { .. } | Event::Exited { .. } => {
-                self.keep(line(event))
+                self.keep(line(event));
             }
         }
         if !self.settled {
@@ -269,8 +275,16 @@ impl<W: Write> LiveState<W> {
 
     fn keep(&mut self, text: Option<String>) {
         let Some(text) = text else { return };
-        let clear = if std::mem::take(&mut self.shown) { "\r\x1b[2K" } else { "" };
-        let _ = writeln!(self.out, "{clear}{text}");
+        self.clear();
+        let _ = writeln!(self.out, "{text}");
+    }
+
+    /// Takes the line back that changes.
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(self.out, "\r\x1b[2K");
+            let _ = self.out.flush();
+        }
     }
 
     fn draw(&mut self) {
@@ -304,6 +318,11 @@ mod tests {
                 retry_seconds: 0.5,
                 log: vec!["Traceback".into()],
             },
+            Event::Change {
+                names: vec!["sync_1".into(), "sync_2".into()],
+                action: "appears".into(),
+                because: vec!["workers.sync.count".into()],
+            },
             Event::Ready { processes: 2, seconds: 1.0 },
         ]
     }
@@ -320,7 +339,8 @@ mod tests {
             text.contains("sync_1 is healthy after 0.50 s (1 of 2)")
                 && text.contains("again in 0.5 s\n    Traceback")
         );
-        assert_eq!(text.lines().count(), 5);
+        assert!(text.contains("sync_1, sync_2: appears, because of workers.sync.count"));
+        assert_eq!(text.lines().count(), 6);
     }
 
     #[test]

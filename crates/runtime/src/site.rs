@@ -27,6 +27,9 @@ use crate::up::{Listeners, ReadAgain, UpError, bind, system};
 /// How long requests under way may take to finish while all others wait for them.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// How long all requests wait for processes that start. From then on only those wait that such a process has to answer.
+const PAUSE: Duration = Duration::from_secs(30);
+
 /// The processes of one stack.
 pub(crate) struct Site {
     pub(crate) layout: Layout,
@@ -42,7 +45,7 @@ pub(crate) struct Site {
     pub(crate) doors: Mutex<Doors>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) read_again: ReadAgain,
-    /// Held by whoever changes or restarts processes: one after the other.
+    /// Held by whoever changes or restarts processes.
     pub(crate) turn: AsyncMutex<()>,
 }
 
@@ -248,14 +251,31 @@ impl Site {
 
     /// Has the processes become what the stack file says now. What is refused changes nothing.
     pub(crate) async fn reload(&self) -> Result<(), UpError> {
-        let _turn = self.turn.lock().await;
+        let result = self.alone(Box::pin(self.change())).await.unwrap_or(Err(UpError::Ending));
+        if result.is_err() {
+            self.teller.tell(Event::NotChanged {});
+        }
+        result
+    }
+
+    /// Does what changes or restarts processes: one after the other, and not beyond the beginning of the stack's end.
+    pub(crate) async fn alone<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut phase = self.phase.clone();
+        let work = async {
+            let _turn = self.turn.lock().await;
+            work.await
+        };
         tokio::select! {
             biased;
             // An error means that the supervisor is at its very end.
-            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => Err(UpError::Ending),
-            result = self.change() => result,
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => None,
+            done = work => Some(done),
         }
+    }
+
+    /// Waits until nobody changes processes any more, once the stack's end has begun.
+    pub(crate) async fn left_alone(&self) {
+        drop(self.turn.lock().await);
     }
 
     async fn change(&self) -> Result<(), UpError> {
@@ -284,12 +304,16 @@ impl Site {
         let new = Arc::new(new);
         let carried_out = self.carry_out(&changes, &new, snapshot, missing).await;
         self.supervisor.shared.board().arrange(new.instances().iter().map(|i| i.name.as_str()));
-        carried_out.map_err(|error| UpError::Incomplete { source: Box::new(error) })?;
+        if let Err(error) = carried_out {
+            // Main may have failed before it let them; who can start shall.
+            self.supervisor.let_workers_start();
+            return Err(UpError::Incomplete { source: Box::new(error) });
+        }
         self.remember(state::agreement(&new))?;
         tidy_configuration(&new, &self.layout);
         let kept = changes.iter().filter(|change| change.action == Action::Keep).count();
-        let (changed, seconds) = (changes.len() - kept, clock.elapsed().as_secs_f64());
-        self.teller.tell(Event::Changed { changed, kept, seconds });
+        let seconds = clock.elapsed().as_secs_f64();
+        self.teller.tell(Event::Changed { changed: changes.len() - kept, kept, seconds });
         Ok(())
     }
 
@@ -320,7 +344,6 @@ impl Site {
         for step in change::steps(changes, new) {
             match step {
                 Step::Pause => pause = Some(self.quiet().await),
-                Step::Resume => pause = None,
                 Step::Stop(names) => {
                     let patience = if pause.is_some() { Duration::ZERO } else { SETTLE };
                     supervisor.remove(&names, patience).await;
@@ -347,16 +370,12 @@ impl Site {
                     }
                     self.doors().change(router, new, missing);
                 }
-                Step::Start(names) => {
-                    let starting = self.bring_up(self.units(new, &names), same, false);
-                    self.within(self.start_timeout, starting).await?;
-                }
+                Step::Start(names) => self.start(new, &names, same, pause.take()).await?,
                 Step::Roll { name, paused } => {
                     let names = [name];
-                    let _pause = if paused { Some(self.quiet().await) } else { None };
+                    let pause = if paused { Some(self.quiet().await) } else { None };
                     supervisor.remove(&names, if paused { Duration::ZERO } else { SETTLE }).await;
-                    let starting = self.bring_up(self.units(new, &names), same, false);
-                    self.within(self.start_timeout, starting).await?;
+                    self.start(new, &names, same, pause).await?;
                 }
             }
         }
@@ -365,6 +384,26 @@ impl Site {
             Ok(())
         };
         self.within(self.start_timeout, healthy).await
+    }
+
+    /// Starts processes of a topology. All requests wait until they are healthy, but not for ever.
+    async fn start(
+        &self,
+        topology: &Topology,
+        names: &[String],
+        same: bool,
+        pause: Option<router::Pause>,
+    ) -> Result<(), UpError> {
+        let starting = self.bring_up(self.units(topology, names), same, false);
+        let starting = self.within(self.start_timeout, starting);
+        tokio::pin!(starting);
+        if pause.is_some()
+            && let Ok(started) = timeout(PAUSE, &mut starting).await
+        {
+            return started;
+        }
+        drop(pause);
+        starting.await
     }
 
     /// Keeps new requests waiting, and lets those under way finish that would be lost.

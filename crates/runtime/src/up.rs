@@ -666,11 +666,9 @@ async fn stop(session: &Session, drain: Duration, reason: String, signals: &mut 
     if let Some(supervisor) = control.supervisor.get() {
         let begun = control.begun.borrow().clone();
         let stopping = async {
-            // A change breaks off when it hears of the end.
-            let _turn = match &begun {
-                Some(begun) => Some(begun.site.turn.lock().await),
-                None => None,
-            };
+            if let Some(begun) = begun {
+                begun.site.left_alone().await;
+            }
             supervisor.shared.router.shutdown(drain).await;
             supervisor.stop().await;
         };

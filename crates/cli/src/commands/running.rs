@@ -116,8 +116,8 @@ pub(crate) fn reload(stack: &StackArguments) -> anyhow::Result<()> {
     super::block_on(async {
         let display = progress::for_stderr();
         match client::reload(&place.layout, |event| display.event(event)).await {
-            Err(error @ ClientError::NotRunning { .. }) => Err(error).context(
-                "a stack that runs keeps its `server_name` and `data_dir`: take back what was changed there",
+            Err(error @ ClientError::NotRunning { .. }) => bail!(
+                "{error}. If it runs, take back what was changed in `server_name` or `data_dir`: a stack keeps them"
             ),
             result => Ok(result?),
         }

@@ -301,6 +301,8 @@ pub(crate) enum RestartError {
     NotHealthy { name: String },
     #[error("{name} does not run: see `matrix-stack status`")]
     NotRunning { name: String },
+    #[error("the stack is being stopped: start it again with `matrix-stack up`")]
+    Ending,
 }
 
 impl Supervisor {
