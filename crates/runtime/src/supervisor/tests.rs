@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use model::{Preset, Role, Stack, WorkerGroup};
+use model::{Instance, Preset, Role, Stack, WorkerGroup};
 
 use super::*;
 use crate::launch::{Launcher, Spec};
@@ -29,7 +29,27 @@ for path in sys.argv[1:]:
     threading.Thread(target=serve, args=(path,)).start()
 "#;
 
+/// A process that serves, or one that ends at once.
+fn unit(instance: &Instance, broken: bool) -> (About, Kind) {
+    let paths = [&instance.private].into_iter().chain(&instance.client).map(|address| match address {
+        model::Address::Unix { path } => path.as_os_str().to_owned(),
+        model::Address::Tcp { .. } => unreachable!("the network is unix"),
+    });
+    let program = if broken { "print('no use'); exit(3)" } else { SERVER };
+    let alone = Spec::new("python3").args(["-c", program]).args(paths);
+    let about = About {
+        name: instance.name.clone(),
+        group: instance.group.clone(),
+        roles: instance.roles.iter().map(ToString::to_string).collect(),
+        address: None,
+        marks: vec!["python3".to_owned()],
+        stop: Signal::SIGTERM as i32,
+    };
+    (about, Kind::Synapse { instance: Box::new(instance.clone()), args: Vec::new(), alone: Box::new(alone) })
+}
+
 struct Stage {
+    topology: Topology,
     _dir: tempfile::TempDir,
     supervisor: Supervisor,
     ended: broadcast::Receiver<Ended>,
@@ -48,26 +68,6 @@ fn stage(broken: Option<&str>) -> Stage {
         .workers
         .insert("sync".to_owned(), WorkerGroup { roles: Some(vec![Role::Sync]), ..WorkerGroup::default() });
     let topology = model::plan(&stack, &layout.sockets(), Preset::Custom).unwrap();
-    let units = topology.instances().iter().map(|instance| {
-        let paths = [&instance.private].into_iter().chain(&instance.client).map(|address| match address {
-            model::Address::Unix { path } => path.as_os_str().to_owned(),
-            model::Address::Tcp { .. } => unreachable!("the network is unix"),
-        });
-        let program = if broken == Some(&instance.name) { "print('no use'); exit(3)" } else { SERVER };
-        let alone = Spec::new("python3").args(["-c", program]).args(paths);
-        let about = About {
-            name: instance.name.clone(),
-            group: instance.group.clone(),
-            roles: instance.roles.iter().map(ToString::to_string).collect(),
-            address: None,
-            marks: vec!["python3".to_owned()],
-            stop: Signal::SIGTERM as i32,
-        };
-        (
-            about,
-            Kind::Synapse { instance: Box::new(instance.clone()), args: Vec::new(), alone: Box::new(alone) },
-        )
-    });
     let plan = Plan {
         topology: Arc::new(ArcSwap::from_pointee(topology.clone())),
         spawner: Spawner::new(Launcher::at(LAUNCHER)).unwrap(),
@@ -82,8 +82,8 @@ fn stage(broken: Option<&str>) -> Stage {
     let router = Router::start(snapshot, router::Options::default()).unwrap();
     let supervisor = Supervisor::start(plan, router);
     let ended = supervisor.ends();
-    supervisor.add(units.collect());
-    Stage { _dir: dir, supervisor, ended }
+    supervisor.add(topology.instances().iter().map(|i| unit(i, broken == Some(&i.name))).collect());
+    Stage { topology, _dir: dir, supervisor, ended }
 }
 
 impl Stage {
@@ -134,6 +134,18 @@ async fn processes_come_back_and_go_in_order() {
     assert!(stage.ended.try_recv().is_err());
     let unknown = within(stage.supervisor.restart("nobody", |_, _| ())).await.unwrap_err();
     assert!(matches!(unknown, RestartError::Unknown { .. }));
+
+    // One that goes leaves nothing behind, and comes back as what it was.
+    let worker = stage.topology.instance("sync_1").unwrap();
+    let model::Address::Unix { path } = &worker.private else { panic!("the network is unix") };
+    assert!(path.exists());
+    within(stage.supervisor.remove(&["sync_1".to_owned()], Duration::from_secs(1))).await;
+    assert_eq!((stage.entry("sync_1").state, path.exists()), (State::Stopped, false));
+    let running: Vec<String> = stage.supervisor.running().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(running, ["main"]);
+    stage.supervisor.add(vec![unit(worker, false)]);
+    within(stage.supervisor.all_healthy(|_| true)).await;
+    assert_eq!(stage.entry("sync_1").restarts, 3);
 
     // Stopped, nothing runs and nothing is recorded.
     let last = stage.entry("main").process.unwrap();
