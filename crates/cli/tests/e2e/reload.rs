@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::stack::{Stack, is_healthy, password};
-use crate::system::{Request, until};
+use crate::system::{Asked, ask, until};
 use crate::trials::{Senders, add_people, pid_of, pids, unhealthy, verify};
 
 /// People who send, all the time.
@@ -70,9 +70,8 @@ struct Listener {
 
 impl Listener {
     #[track_caller]
-    fn ask(port: u16, method: &str, path: &str, token: &str, body: &Value) -> Value {
-        let text = if method == "GET" { String::new() } else { body.to_string() };
-        let (status, answer) = Request::send(port, method, path, token, &text).answer();
+    fn ask(port: u16, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Value {
+        let (status, answer) = ask(port, method, path, token, body);
         assert_eq!(status, 200, "{method} {path}: {answer}");
         serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{method} {path}: {error} in {answer}"))
     }
@@ -85,32 +84,32 @@ impl Listener {
             "password": password(name),
         });
         let path = "/_matrix/client/v3/login";
-        let token = text(&Self::ask(port, "POST", path, "", &login)["access_token"]);
+        let token = text(&Self::ask(port, "POST", path, None, Some(&login))["access_token"]);
         let path = "/_matrix/client/v3/createRoom";
-        let room = text(&Self::ask(port, "POST", path, &token, &json!({}))["room_id"]);
-        let first = Self::ask(port, "GET", "/_matrix/client/v3/sync", &token, &Value::Null);
+        let room = text(&Self::ask(port, "POST", path, Some(&token), Some(&json!({})))["room_id"]);
+        let first = Self::ask(port, "GET", "/_matrix/client/v3/sync", Some(&token), None);
         Self { port, token, room, since: text(&first["next_batch"]), sent: 0 }
     }
 
     /// Begins to wait for the next message in the room.
-    fn poll(&self) -> Request {
+    fn poll(&self) -> Asked {
         let filter = json!({ "room": { "rooms": [self.room] }, "presence": { "types": [] } }).to_string();
         let filter = filter.replace('{', "%7B").replace('}', "%7D").replace('"', "%22");
         let path = format!(
             "/_matrix/client/v3/sync?set_presence=offline&timeout=80000&filter={filter}&since={}",
             self.since
         );
-        Request::send(self.port, "GET", &path, &self.token, "")
+        Asked::send(self.port, "GET", &path, Some(&self.token), None)
     }
 
     /// Sends a message, which answers the poll.
     #[track_caller]
-    fn is_answered(&mut self, poll: Request) {
+    fn is_answered(&mut self, poll: Asked) {
         self.sent += 1;
         let body = format!("number {}", self.sent);
         let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{}", self.room, self.sent);
         let message = json!({ "msgtype": "m.text", "body": body });
-        Self::ask(self.port, "PUT", &path, &self.token, &message);
+        Self::ask(self.port, "PUT", &path, Some(&self.token), Some(&message));
         let (status, answer) = poll.answer();
         assert!(status == 200 && answer.contains(&body), "{status} {answer} without {body}");
         let answer: Value = serde_json::from_str(&answer).expect("JSON");
