@@ -53,7 +53,7 @@ use model::{Address, Role};
 use routes::{CLASSES, Class, Decision};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 pub use access::AccessLog;
 pub use engine::Transport;
