@@ -64,6 +64,10 @@ pub(crate) enum Command {
     Down,
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
+    /// Install what the stack runs, and make its directories and secrets, but start nothing
+    Install(PackagesDir),
+    /// Become one process of the stack, for systemd or another supervisor
+    Run(Run),
     /// Accounts
     #[command(subcommand)]
     User(User),
@@ -124,12 +128,31 @@ pub(crate) struct Up {
     /// Where clients reach the stack, an address and a port or `unix:PATH`, above what the stack file says
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
-    /// Where Synapse, PostgreSQL and Valkey are installed; stacks share it
-    #[arg(long, value_name = "DIR")]
-    pub(crate) packages_dir: Option<PathBuf>,
+    /// Where they are installed.
+    #[command(flatten)]
+    pub(crate) packages: PackagesDir,
     /// Start one Python for each process instead of forking them from one parent
     #[arg(long)]
     pub(crate) no_fork_server: bool,
+}
+
+/// Where packages are installed.
+#[derive(Debug, Args)]
+pub(crate) struct PackagesDir {
+    /// Where Synapse, PostgreSQL and Valkey are installed; stacks share it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) packages_dir: Option<PathBuf>,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The process: `postgres`, `valkey`, `main` or a worker's name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Where it is installed.
+    #[command(flatten)]
+    pub(crate) packages: PackagesDir,
 }
 
 /// `router`.
@@ -215,6 +238,8 @@ pub(crate) enum Render {
     Haproxy(Proxy),
     /// The router's work for Envoy: a whole file
     Envoy(Proxy),
+    /// Units for systemd: one for each process
+    Systemd(Systemd),
 }
 
 /// Another proxy's configuration.
@@ -226,6 +251,39 @@ pub(crate) struct Proxy {
     /// Where the proxy listens, an address and a port or `unix:PATH`, above the router's address in the stack file
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
+}
+
+/// Units for systemd.
+#[derive(Debug, Args)]
+pub(crate) struct Systemd {
+    /// The directory to write to, `/etc` to use them at once: units go to `systemd/system` in it, and the user and its
+    /// directories to `sysusers.d` and `tmpfiles.d`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The units' name, or the first part of it; it tells stacks apart
+    #[arg(long, value_name = "NAME", default_value = "matrix-stack", value_parser = unit_name)]
+    pub(crate) name: String,
+    /// The user that everything runs as
+    #[arg(long, value_name = "USER", default_value = "matrix-stack", value_parser = unit_name)]
+    pub(crate) user: String,
+    /// One unit that runs `matrix-stack up`, instead of one for each process
+    #[arg(long)]
+    pub(crate) whole: bool,
+    /// This program's file [default: the one that runs now]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) program: Option<PathBuf>,
+    /// Where it installs to.
+    #[command(flatten)]
+    pub(crate) packages: PackagesDir,
+}
+
+/// The name of a user or a unit, in letters that mean nothing else to systemd.
+fn unit_name(name: &str) -> Result<String, String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 31 && name.bytes().all(good) {
+        return Ok(name.to_owned());
+    }
+    Err("use up to 31 lower-case letters, digits, `-` and `_`, a letter first".to_owned())
 }
 
 /// `configure`.

@@ -5,12 +5,14 @@
 
 mod proxy;
 mod synapse;
+mod systemd;
 mod yaml;
 
 use std::path::PathBuf;
 
 pub use proxy::{Unsupported, envoy, haproxy, nginx};
 pub use synapse::{InstanceError, config_args, synapse, synapse_instance};
+pub use systemd::{SystemdOptions, systemd};
 
 /// A file for another program to read.
 ///
@@ -18,7 +20,7 @@ pub use synapse::{InstanceError, config_args, synapse, synapse_instance};
 /// person passes through may hold some: write it with mode 0600.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenderedFile {
-    /// Where it goes, relative to [`model::Layout::config`].
+    /// Where it goes, relative to the directory that it is rendered for ([`model::Layout::config`] for Synapse).
     pub path: PathBuf,
     /// The whole text, ending in a newline.
     pub contents: String,

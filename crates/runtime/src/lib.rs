@@ -1,9 +1,10 @@
 //! Install, start, supervise and stop a stack on this machine.
 //!
 //! [`up`] runs a planned stack: PostgreSQL, Valkey, the fork server with Synapse's processes, and the router inside this
-//! process. [`client`] reaches a running one. Children start through [`launch`], and what they run comes from
+//! process. [`run`] becomes one of them for another supervisor. [`client`] reaches a running one. Children start through [`launch`], and what they run comes from
 //! [`install`].
 
+mod alone;
 pub mod client;
 mod control;
 mod forks;
@@ -23,7 +24,8 @@ mod up;
 pub mod users;
 pub mod valkey;
 
+pub use alone::{install, run};
 pub use listen::Given;
 pub use route::{RouteOptions, Watch, route};
-pub use state::StateError;
+pub use state::{StateError, write_file};
 pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};

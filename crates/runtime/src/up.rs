@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use config::secrets::{Secret, SecretError};
-use model::{Address, Instance, Layout, Topology};
+use model::{Address, Instance, Layout, Stack, Topology};
 use nix::sys::signal::Signal;
 use router::{AccessLog, Router};
 use routes::Table;
@@ -26,14 +26,14 @@ use crate::install::{self, InstallError, InstallOptions, Packages};
 use crate::launch::{self, LaunchError, Launcher, Spec, User};
 use crate::listen::{Given, Sockets};
 use crate::logs;
-use crate::postgres::{self, Cluster};
+use crate::postgres::{self, Cluster, PostgresError};
 use crate::proc;
 use crate::progress::{Event, Progress};
 use crate::route;
 use crate::state::{self, Applied, Lock, Records, StateError};
 use crate::supervisor::{About, Ended, External, Kind, Plan, Spawner, Supervisor, Teller};
 use crate::users::{self, Account, UserError};
-use crate::valkey::Valkey;
+use crate::valkey::{Valkey, ValkeyError};
 
 /// How long the processes of a killed supervisor get to end by themselves.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -134,6 +134,20 @@ pub enum UpError {
     /// A secret cannot be made or read.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// PostgreSQL cannot be started or used.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// Valkey cannot be started.
+    #[error(transparent)]
+    Valkey(#[from] ValkeyError),
+    /// There is no such process to run.
+    #[error("this stack runs no process `{name}` itself; it runs {}", .names.join(", "))]
+    NoProcess {
+        /// The name that was asked for.
+        name: String,
+        /// Those that there are.
+        names: Vec<String>,
+    },
     /// The router's address is taken.
     #[error(
         "{address} is in use{}: stop what listens there, or set `{field}` to another address in stack.yaml",
@@ -239,7 +253,7 @@ fn indented(lines: &[String]) -> String {
     lines.iter().flat_map(|line| ["\n    ", line.as_str()]).collect()
 }
 
-fn system(action: &'static str) -> impl FnOnce(io::Error) -> UpError {
+pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> UpError {
     move |source| UpError::System { action, source }
 }
 
@@ -432,11 +446,11 @@ async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
 }
 
 /// What Synapse runs with, and what else is there.
-struct Programs {
+pub(crate) struct Programs {
     python: PathBuf,
     synapse: String,
     /// Nothing of ours if PostgreSQL, Valkey and Synapse are all the user's own.
-    packages: Option<Packages>,
+    pub(crate) packages: Option<Packages>,
 }
 
 async fn start(options: &UpOptions, sockets: &Sockets, control: &Arc<Control>) -> Result<Begun, UpError> {
@@ -514,30 +528,38 @@ fn width(forked: bool) -> usize {
 }
 
 async fn programs(options: &UpOptions, launcher: &Launcher, teller: &Teller) -> Result<Programs, UpError> {
-    let stack = options.topology.stack();
-    let own = stack.synapse.python.clone();
-    let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
+    let stack = options.topology.stack().clone();
     let install = InstallOptions::new(&options.packages, launcher.clone());
     // Dropped with this future, when the start is interrupted.
     let _cancel = install.cancel_on_drop();
-    let (launcher, teller) = (launcher.clone(), teller.clone());
+    let teller = teller.clone();
     let find = move || {
-        let mut tell = |step: install::Step| teller.tell(Event::Step { text: step.to_string() });
-        let packages = if all_external { None } else { Some(install::ensure(&install, &mut tell)?) };
-        let (python, synapse) = match (own, &packages) {
-            (Some(python), _) => {
-                let version = install::check_python(&python, &launcher)?;
-                (python, version)
-            }
-            (None, Some(packages)) => (packages.python.clone(), packages.synapse_version.clone()),
-            (None, None) => unreachable!("packages are installed unless the user brings Synapse"),
-        };
-        Ok(Programs { python, synapse, packages })
+        find_programs(&stack, &install, &mut |step| teller.tell(Event::Step { text: step.to_string() }))
     };
     match tokio::task::spawn_blocking(find).await {
         Ok(programs) => programs,
         Err(error) => Err(system("install")(io::Error::other(error))),
     }
+}
+
+/// What a stack runs with, installed first where it is missing. Blocks.
+pub(crate) fn find_programs(
+    stack: &Stack,
+    install: &InstallOptions,
+    tell: &mut dyn FnMut(install::Step),
+) -> Result<Programs, UpError> {
+    let own = stack.synapse.python.clone();
+    let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
+    let packages = if all_external { None } else { Some(install::ensure(install, tell)?) };
+    let (python, synapse) = match (own, &packages) {
+        (Some(python), _) => {
+            let version = install::check_python(&python, &install.launcher)?;
+            (python, version)
+        }
+        (None, Some(packages)) => (packages.python.clone(), packages.synapse_version.clone()),
+        (None, None) => unreachable!("packages are installed unless the user brings Synapse"),
+    };
+    Ok(Programs { python, synapse, packages })
 }
 
 /// Writes every process's configuration, and removes that of processes that are no more.
@@ -640,20 +662,29 @@ fn postgres_unit(
 ) -> Result<(About, Kind), UpError> {
     let UpOptions { topology, layout, .. } = options;
     let cluster = Arc::new(Cluster::new(packages, layout, user, launcher.clone()));
-    let settings = postgres::Settings {
-        max_connections: topology.max_connections(),
-        // Unknown, PostgreSQL gets the settings of a small machine.
-        memory_bytes: proc::memory_bytes().unwrap_or(1 << 30),
-    };
+    let settings = postgres_settings(topology);
     let password = config::secrets::read(database_password)?.expose().to_owned();
     let about = about("postgres", &["bin/postgres"], Signal::SIGINT);
     let address = Some(Address::Unix { path: layout.postgres_socket_dir() }.to_string());
     Ok((About { address, ..about }, Kind::Postgres { cluster, settings, password }))
 }
 
+pub(crate) fn postgres_settings(topology: &Topology) -> postgres::Settings {
+    postgres::Settings {
+        max_connections: topology.max_connections(),
+        // Unknown, PostgreSQL gets the settings of a small machine.
+        memory_bytes: proc::memory_bytes().unwrap_or(1 << 30),
+    }
+}
+
+/// A Synapse process that is started by itself.
+pub(crate) fn synapse_alone(instance: &Instance, programs: &Programs, layout: &Layout) -> Spec {
+    python(programs, layout).args(["-m", instance.app.module()]).args(render::config_args(layout, instance))
+}
+
 fn synapse_unit(instance: &Instance, programs: &Programs, layout: &Layout) -> (About, Kind) {
     let args = render::config_args(layout, instance);
-    let alone = python(programs, layout).args(["-m", instance.app.module()]).args(&args);
+    let alone = synapse_alone(instance, programs, layout);
     let about = About {
         name: instance.name.clone(),
         group: instance.group.clone(),

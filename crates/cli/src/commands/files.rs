@@ -1,21 +1,21 @@
 //! `render` and `configure`: files for other programs.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use model::Topology;
-use render::{RenderedFile, Unsupported};
+use render::{RenderedFile, SystemdOptions, Unsupported};
 use routes::Matcher;
 
-use crate::args::{Configure, Proxy, Render};
-use crate::place::Place;
+use crate::args::{Configure, Proxy, Render, StackArguments, Systemd};
+use crate::place::{self, Place};
 
-pub(crate) fn render(place: Place, what: &Render) -> anyhow::Result<()> {
+pub(crate) fn render(what: &Render, stack: &StackArguments) -> anyhow::Result<()> {
     match what {
         Render::Synapse { out } => {
+            let place = Place::find(stack)?;
             let topology = place.plan()?;
             let files = render::synapse(&topology, &place.layout);
             write(out, &files)?;
@@ -31,9 +31,12 @@ pub(crate) fn render(place: Place, what: &Render) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Render::Nginx(to) => proxy(place, to, render::nginx),
-        Render::Haproxy(to) => proxy(place, to, |topology, matcher| Ok(render::haproxy(topology, matcher))),
-        Render::Envoy(to) => proxy(place, to, render::envoy),
+        Render::Nginx(to) => proxy(Place::find(stack)?, to, render::nginx),
+        Render::Haproxy(to) => {
+            proxy(Place::find(stack)?, to, |topology, matcher| Ok(render::haproxy(topology, matcher)))
+        }
+        Render::Envoy(to) => proxy(Place::find(stack)?, to, render::envoy),
+        Render::Systemd(to) => systemd(to, stack),
     }
 }
 
@@ -53,6 +56,39 @@ fn proxy(
         .with_context(|| format!("cannot write `{}`; choose another with `--out FILE`", out.display()))
 }
 
+fn systemd(to: &Systemd, stack: &StackArguments) -> anyhow::Result<()> {
+    let place = Place::find_for_system(stack)?;
+    super::on_this_machine(&place)?;
+    let Some(config) = place::file(stack.config.as_deref()) else {
+        bail!("units need a stack file: write one with `matrix-stack init`, or name it with `--config FILE`");
+    };
+    let absolute = |path: &Path| {
+        std::path::absolute(path).with_context(|| format!("`{}` has no absolute path", path.display()))
+    };
+    let packages = match &to.packages.packages_dir {
+        Some(dir) => absolute(dir)?,
+        None => config::default_packages_dir(true, None, None).context("there is no default for packages")?,
+    };
+    let program = match &to.program {
+        Some(program) => absolute(program)?,
+        None => {
+            std::env::current_exe().context("cannot find this program's own file; say `--program FILE`")?
+        }
+    };
+    let options = SystemdOptions {
+        name: to.name.clone(),
+        user: to.user.clone(),
+        program,
+        config: absolute(config)?,
+        packages,
+        whole: to.whole,
+    };
+    let files = render::systemd(&place.plan()?, &place.layout, &options);
+    write_for_all(&to.out, &files)?;
+    eprintln!("wrote {} files to `{}`", files.len(), to.out.display());
+    Ok(())
+}
+
 pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<()> {
     let topology = place.plan()?;
     let name = arguments.name.as_deref();
@@ -69,17 +105,20 @@ fn write(out: &Path, files: &[RenderedFile]) -> anyhow::Result<()> {
         format!("cannot make the directory `{}`; choose another with `--out DIR`", out.display())
     })?;
     for file in files {
+        runtime::write_file(&out.join(&file.path), file.contents.as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+/// Writes files that hold nothing of the kind, in directories below `out`.
+fn write_for_all(out: &Path, files: &[RenderedFile]) -> anyhow::Result<()> {
+    for file in files {
         let path = out.join(&file.path);
-        let write = || -> std::io::Result<()> {
-            // A new file takes the old one's place whole: a process that starts meanwhile reads one or the other.
-            let temporary = path.with_extension("new");
-            let _ = fs::remove_file(&temporary);
-            let mut handle =
-                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            handle.write_all(file.contents.as_bytes())?;
-            fs::rename(&temporary, &path)
-        };
-        write().with_context(|| format!("cannot write `{}`", path.display()))?;
+        let directory = path.parent().unwrap_or(out);
+        fs::create_dir_all(directory).with_context(|| {
+            format!("cannot make the directory `{}`; choose another with `--out DIR`", directory.display())
+        })?;
+        runtime::write_file(&path, file.contents.as_bytes(), 0o644)?;
     }
     Ok(())
 }

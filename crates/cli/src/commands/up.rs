@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use model::Network;
+use anyhow::Context as _;
 use runtime::progress::{self, Progress};
 use runtime::{Running, Started, UpOptions};
 
@@ -17,12 +16,7 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
     if let Some(listen) = &arguments.listen {
         place.loaded.stack.listen.address.clone_from(listen);
     }
-    if matches!(place.loaded.stack.network, Network::Hosts(_)) {
-        bail!(
-            "`network: hosts` gives each process a host of its own, and `up` runs all on this machine; remove \
-             `network`, or run each process with `matrix-stack configure --instance NAME`"
-        );
-    }
+    super::on_this_machine(&place)?;
     let topology = place.plan()?;
     // The routing table must be good before anything is installed or started.
     super::routes::matcher(&topology)?;
@@ -31,10 +25,7 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
     {
         eprintln!("preset `{preset}`: {why}");
     }
-    let packages = match &arguments.packages_dir {
-        Some(dir) => std::path::absolute(dir).context("the packages directory has no absolute path")?,
-        None => Place::packages_dir()?,
-    };
+    let packages = Place::packages_dir(arguments.packages.packages_dir.as_deref())?;
 
     let mut options = UpOptions::new(topology, place.layout.clone(), packages);
     options.detached = arguments.detached;

@@ -12,6 +12,7 @@ mod system;
 mod tokens;
 mod trials;
 mod truth;
+mod units;
 
 use std::process::ExitCode;
 

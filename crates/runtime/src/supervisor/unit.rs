@@ -1,12 +1,12 @@
 //! The life of one process: wait for what it needs, start, become healthy, be watched, end, and again.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Address, Instance};
+use model::Instance;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -20,7 +20,7 @@ use crate::launch::Spec;
 use crate::postgres::{self, Cluster};
 use crate::proc::ProcessId;
 use crate::progress::Event;
-use crate::state::with_suffix;
+use crate::state;
 use crate::valkey::{self, Valkey};
 use crate::{logs, probe};
 
@@ -235,11 +235,7 @@ impl Unit {
                 Ok(child)
             }
             Kind::Synapse { instance, args, alone } => {
-                for address in instance.client.iter().chain([&instance.private]) {
-                    if let Address::Unix { path } = address {
-                        remove_socket(path);
-                    }
-                }
+                state::remove_own_sockets(instance);
                 let forks = self.shared.gates.forks.borrow().clone();
                 match forks {
                     Forks::Ready(server) => {
@@ -567,12 +563,6 @@ impl Child {
 /// The process with this number; one that is gone already gets an identity that no process has.
 fn identify(pid: u32) -> ProcessId {
     ProcessId::of(pid).unwrap_or(ProcessId { pid, started: u64::MAX })
-}
-
-fn remove_socket(path: &Path) {
-    // What cannot be removed is in the way of the bind, whose error is in the process's log.
-    let _ = std::fs::remove_file(path);
-    let _ = std::fs::remove_file(with_suffix(path, ".lock"));
 }
 
 async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, String>
