@@ -107,7 +107,7 @@ impl Units<'_> {
 
     fn install(&self) -> Service<'_> {
         Service {
-            description: "What the processes need".to_owned(),
+            description: "Installation".to_owned(),
             requires: vec![],
             after: vec!["network-online.target".to_owned()],
             words: &["install", "--packages-dir"],
@@ -257,7 +257,8 @@ impl Units<'_> {
 
     /// The line of a command. What the stack file leaves to the machine is said here, so that units and processes agree.
     fn command(&self, words: &[&str]) -> String {
-        let mut line = argument(&self.options.program);
+        // No variable is replaced in the program's own name.
+        let mut line = value(&self.options.program);
         for (flag, path) in
             [("--config", self.options.config.as_path()), ("--data-dir", self.layout.data_dir())]
         {

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use model::Topology;
 
 use crate::args::{Router, StackArguments, Transport};

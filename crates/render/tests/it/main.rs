@@ -5,3 +5,4 @@
 mod snapshots;
 mod stacks;
 mod synapse;
+mod systemd;
