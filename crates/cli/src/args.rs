@@ -184,6 +184,9 @@ pub(crate) struct Router {
     /// Look at the stack file every two seconds, and reload when its content has changed
     #[arg(long)]
     pub(crate) watch: bool,
+    /// Ask the router that runs for this stack whether it is well, and do nothing else; it answers at `listen.metrics`
+    #[arg(long)]
+    pub(crate) probe: bool,
 }
 
 /// How the router moves bytes.
@@ -240,6 +243,13 @@ pub(crate) enum Render {
     Envoy(Proxy),
     /// Units for systemd: one for each process
     Systemd(Systemd),
+    /// A file for Docker Compose: a container for each process, with PostgreSQL and Valkey
+    Compose {
+        /// The directory to write to: secrets that are missing are made in it, and configuration, media and the database
+        /// will lie there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Another proxy's configuration.

@@ -3,6 +3,7 @@
 //! Pure functions from a planned [`model::Topology`] to text. Nothing here touches the outside world, and the same
 //! topology always gives the same bytes, so that a changed file means a changed configuration.
 
+mod compose;
 mod proxy;
 mod synapse;
 mod systemd;
@@ -10,9 +11,25 @@ mod yaml;
 
 use std::path::PathBuf;
 
+pub use compose::{COMPOSE_DIRECTORIES, ComposeOptions, compose, compose_stack};
 pub use proxy::{Unsupported, envoy, haproxy, nginx};
 pub use synapse::{InstanceError, config_args, synapse, synapse_instance};
 pub use systemd::{SystemdOptions, systemd};
+
+/// Valkey's own options, wherever it runs. What Synapse's processes tell each other need not last, and their cache entries
+/// are small and expire; what does not fit is dropped, the least recently used first.
+pub const VALKEY_OPTIONS: [&str; 10] = [
+    "--save",
+    "",
+    "--appendonly",
+    "no",
+    "--maxmemory",
+    "128mb",
+    "--maxmemory-policy",
+    "allkeys-lru",
+    "--databases",
+    "1",
+];
 
 /// A file for another program to read.
 ///

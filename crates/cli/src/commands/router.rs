@@ -14,6 +14,10 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
     // Before the file is read for the first time, so that no change is missed.
     let watch = arguments.watch.then(|| watched(stack)).transpose()?;
     let topology = topology(arguments, stack)?;
+    if arguments.probe {
+        super::block_on(async { Ok(runtime::probe_router(topology.stack()).await?) })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let router = router::Options {
         access_log: arguments.access_log.clone().map_or_else(Default::default, router::AccessLog::File),
         threads: arguments.threads.map(usize::from),
