@@ -176,6 +176,7 @@ impl Compose<'_> {
             "tmpfs": ["/tmp"],
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
+            "pids_limit": 512,
             "logging": { "driver": "json-file", "options": { "max-size": "10m", "max-file": "5" } },
         })
     }
@@ -367,7 +368,7 @@ impl Compose<'_> {
 
     fn media(&self) -> String {
         match &self.written.media.store_path {
-            Some(path) => path.display().to_string(),
+            Some(path) => literal(path),
             None => "./media".to_owned(),
         }
     }
@@ -453,7 +454,7 @@ fn healthy() -> Value {
 }
 
 fn limits(memory: &str) -> Value {
-    json!({ "resources": { "limits": { "memory": memory, "pids": 512 } } })
+    json!({ "resources": { "limits": { "memory": memory } } })
 }
 
 /// A path as the file has it: a dollar sign would start a variable.
