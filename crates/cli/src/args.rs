@@ -79,8 +79,28 @@ pub(crate) enum Command {
     /// Where requests go, and why
     #[command(subcommand)]
     Routes(Routes),
+    /// Package Helm charts as a repository to publish
+    PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `package-charts`.
+#[derive(Debug, Args)]
+pub(crate) struct PackageCharts {
+    /// The directory that holds a directory for each chart
+    #[arg(long, value_name = "DIR", default_value = "charts")]
+    pub(crate) charts: PathBuf,
+    /// The directory to write to: archives and `index.yaml`, and an OCI layout of each chart in `oci`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Where the archives will be found [default: beside the index]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// When all was made, in seconds since 1970: the same charts and the same time give the same bytes
+    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", hide_env_values = true, default_value_t = 1_577_836_800)]
+    #[arg(value_parser = clap::value_parser!(u64).range(..253_402_300_800))]
+    pub(crate) time: u64,
 }
 
 /// `init`.

@@ -11,6 +11,8 @@ mod yaml;
 
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
 pub use compose::{COMPOSE_DIRECTORIES, ComposeOptions, compose, compose_stack};
 pub use proxy::{Unsupported, envoy, haproxy, nginx};
 pub use synapse::{InstanceError, config_args, synapse, synapse_instance};
@@ -30,6 +32,11 @@ pub const VALKEY_OPTIONS: [&str; 10] = [
     "--databases",
     "1",
 ];
+
+/// A YAML document below some lines of comment, in the form that all rendered ones have.
+pub fn yaml_document(comment: &str, entries: Map<String, Value>) -> String {
+    yaml::document(comment, &[yaml::Section { title: String::new(), entries }])
+}
 
 /// A file for another program to read.
 ///

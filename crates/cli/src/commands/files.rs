@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use model::{Layout, Stack, Topology};
+use model::{Layout, Topology};
 use render::{ComposeOptions, RenderedFile, SystemdOptions, Unsupported};
 use routes::Matcher;
 
@@ -85,7 +85,7 @@ fn systemd(to: &Systemd, stack: &StackArguments) -> anyhow::Result<()> {
         whole: to.whole,
     };
     let files = render::systemd(&place.plan()?, &place.layout, &options);
-    write_for_all(&to.out, &files)?;
+    write_for_all(&to.out, files.iter().map(|file| (file.path.as_path(), file.contents.as_bytes())))?;
     eprintln!("wrote {} files to `{}`", files.len(), to.out.display());
     Ok(())
 }
@@ -95,7 +95,6 @@ const SYNAPSE_USER: (u32, u32) = (991, 991);
 
 fn compose(out: &Path, arguments: &StackArguments) -> anyhow::Result<()> {
     let mut place = Place::find(arguments)?;
-    make_absolute(&mut place.loaded.stack)?;
     let planned = place.plan()?;
     let written = planned.stack();
     let servers = [
@@ -156,27 +155,6 @@ fn compose(out: &Path, arguments: &StackArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The paths in a stack file are this process's; elsewhere they would be somebody else's.
-fn make_absolute(stack: &mut Stack) -> anyhow::Result<()> {
-    let secrets = &mut stack.secrets;
-    let secrets = [
-        &mut secrets.signing_key,
-        &mut secrets.macaroon_secret_key,
-        &mut secrets.form_secret,
-        &mut secrets.registration_shared_secret,
-        &mut secrets.worker_replication_secret,
-        &mut secrets.database_password,
-        &mut secrets.redis_password,
-    ];
-    let secrets = secrets.into_iter().flatten().map(|source| &mut source.file);
-    let tls = stack.listen.tls.iter_mut().flat_map(|tls| [&mut tls.certificate, &mut tls.private_key]);
-    for path in secrets.chain(tls).chain(&mut stack.media.store_path) {
-        *path = std::path::absolute(&*path)
-            .with_context(|| format!("`{}` has no absolute path", path.display()))?;
-    }
-    Ok(())
-}
-
 pub(crate) fn configure(place: &Place, arguments: &Configure) -> anyhow::Result<()> {
     let topology = place.plan()?;
     let name = arguments.name.as_deref();
@@ -199,14 +177,17 @@ fn write(out: &Path, files: &[RenderedFile]) -> anyhow::Result<()> {
 }
 
 /// Writes files that hold nothing of the kind, in directories below `out`.
-fn write_for_all(out: &Path, files: &[RenderedFile]) -> anyhow::Result<()> {
-    for file in files {
-        let path = out.join(&file.path);
+pub(super) fn write_for_all<'f>(
+    out: &Path,
+    files: impl IntoIterator<Item = (&'f Path, &'f [u8])>,
+) -> anyhow::Result<()> {
+    for (path, contents) in files {
+        let path = out.join(path);
         let directory = path.parent().unwrap_or(out);
         fs::create_dir_all(directory).with_context(|| {
             format!("cannot make the directory `{}`; choose another with `--out DIR`", directory.display())
         })?;
-        runtime::write_file(&path, file.contents.as_bytes(), 0o644)?;
+        runtime::write_file(&path, contents, 0o644)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! One module a command.
 
+mod charts;
 mod files;
 mod init;
 mod plan;
@@ -37,6 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Render(render) => files::render(render, stack)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
+        Command::PackageCharts(arguments) => charts::package(arguments)?,
         Command::Schema => {
             print_json(&config::schema())?;
         }
