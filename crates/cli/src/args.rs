@@ -98,7 +98,13 @@ pub(crate) struct PackageCharts {
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
     /// When all was made, in seconds since 1970: the same charts and the same time give the same bytes
-    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", hide_env_values = true, default_value_t = 1_577_836_800)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "SOURCE_DATE_EPOCH",
+        hide_env_values = true,
+        default_value_t = 1_577_836_800
+    )]
     #[arg(value_parser = clap::value_parser!(u64).range(..253_402_300_800))]
     pub(crate) time: u64,
 }

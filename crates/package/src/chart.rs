@@ -78,9 +78,9 @@ pub struct Dependency {
     pub name: String,
     /// The versions that will do.
     pub version: String,
-    /// Where it comes from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub repository: Option<String>,
+    /// Where it comes from; empty if it is in the chart. Helm always writes it.
+    #[serde(default)]
+    pub repository: String,
     /// The value that switches it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
@@ -218,7 +218,11 @@ fn collect(
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, PackageError> {
-    let read = || fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<PathBuf>, _>>();
+    let read = || {
+        fs::read_dir(directory)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<Vec<PathBuf>, _>>()
+    };
     let mut paths = read().map_err(|source| read_error(directory, source))?;
     paths.sort();
     Ok(paths)

@@ -83,6 +83,15 @@ pub const ENVOY: Lock = Lock {
     modules: "envoy",
 };
 
+/// The Helm engine and the schemas of the Kubernetes API, for the tests of the charts.
+pub const CHARTS: Lock = Lock {
+    name: "charts",
+    title: "the Helm engine",
+    text: include_str!("../../requirements/charts.txt"),
+    space_mib: 600,
+    modules: "helm_python, kubernetes_validate, yaml",
+};
+
 /// The endpoint table of the Synapse that a stack runs which does not bring its own.
 pub fn endpoints() -> &'static Table {
     SYNAPSE.version("matrix-synapse").map_or_else(Table::newest, Table::closest)
