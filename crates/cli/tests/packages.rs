@@ -122,7 +122,9 @@ fn archives_may_lie_elsewhere_and_times_are_given() {
 
 #[test]
 fn what_helm_would_stumble_over_is_refused_and_nothing_is_written() {
-    let broken: [(&str, fn(&Path), &str); 9] = [
+    /// What is done to a chart, under a name, and what is said of it.
+    type Broken = (&'static str, fn(&Path), &'static str);
+    let broken: [Broken; 9] = [
         ("nothing", |chart| fs::remove_dir_all(chart).unwrap(), "holds no chart"),
         ("values", |chart| fs::remove_file(chart.join("values.yaml")).unwrap(), "values.yaml` is not there"),
         (

@@ -163,7 +163,8 @@ impl Chart {
             ));
         }
         for (file, contents) in &files {
-            if file.ends_with(".json") && serde_json::from_slice::<serde::de::IgnoredAny>(contents).is_err() {
+            let is_json = Path::new(file).extension().is_some_and(|ending| ending == "json");
+            if is_json && serde_json::from_slice::<serde::de::IgnoredAny>(contents).is_err() {
                 return Err(bad(file, "is not JSON: mend it".to_owned()));
             }
         }

@@ -62,18 +62,17 @@ fn glob(pattern: &str) -> Result<Regex, &'static str> {
     let mut regex = "^".to_owned();
     let mut letters = pattern.chars();
     while let Some(letter) = letters.next() {
-        match letter {
-            '*' => regex.push_str("[^/]*"),
-            '?' => regex.push_str("[^/]"),
+        let part = match letter {
+            '*' => "[^/]*".to_owned(),
+            '?' => "[^/]".to_owned(),
             '[' => {
                 let class: String = letters.by_ref().take_while(|letter| *letter != ']').collect();
-                regex.push_str(&format!("[{}]", class.replace('\\', "\\\\").replace('[', "\\[")));
+                format!("[{}]", class.replace('\\', "\\\\").replace('[', "\\["))
             }
-            '\\' => {
-                regex.push_str(&regex_lite::escape(&letters.next().map(String::from).unwrap_or_default()))
-            }
-            letter => regex.push_str(&regex_lite::escape(letter.encode_utf8(&mut [0; 4]))),
-        }
+            '\\' => regex_lite::escape(&letters.next().map(String::from).unwrap_or_default()),
+            letter => regex_lite::escape(letter.encode_utf8(&mut [0; 4])),
+        };
+        regex.push_str(&part);
     }
     regex.push('$');
     Regex::new(&regex).map_err(|_| "is no pattern that can be understood")

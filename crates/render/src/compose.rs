@@ -349,7 +349,7 @@ impl Compose<'_> {
             },
             // Longer than it lets requests finish.
             "stop_grace_period": "45s",
-            "labels": { "matrix-stack.configuration": hex(&self.stack_file().contents) },
+            "labels": { "matrix-stack.configuration": short_hash(&self.stack_file().contents) },
             "deploy": limits("${ROUTER_MEMORY:-512m}"),
         });
         if self.stack.listen.tls.is_some() {
@@ -375,7 +375,7 @@ impl Compose<'_> {
 
     fn digest(&self, instance: &Instance) -> String {
         let files = synapse_instance(self.topology, &self.layout, &instance.name).into_iter().flatten();
-        hex(&files.map(|file| file.contents).collect::<String>())
+        short_hash(&files.map(|file| file.contents).collect::<String>())
     }
 
     fn synapse_secrets(&self) -> Vec<&'static str> {
@@ -484,6 +484,6 @@ fn published(address: &str, port: u16) -> String {
     }
 }
 
-fn hex(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+fn short_hash(text: &str) -> String {
+    hex::encode(&Sha256::digest(text.as_bytes())[..16])
 }

@@ -84,7 +84,7 @@ impl Units<'_> {
         if has(App::Generic) || has(App::Media) {
             files.push(self.file(&unit("worker@"), &self.worker()));
         }
-        files.push(self.file(&unit("router"), &self.router()));
+        files.push(self.file(&unit("router"), &Self::router()));
         files
     }
 
@@ -170,7 +170,7 @@ impl Units<'_> {
         }
     }
 
-    fn router(&self) -> Service<'_> {
+    fn router() -> Service<'static> {
         Service {
             description: "Matrix router".to_owned(),
             requires: vec![],
@@ -314,7 +314,7 @@ impl Units<'_> {
         );
         match service.reach {
             Reach::Local => {
-                out.push_str("PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX\n")
+                out.push_str("PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX\n");
             }
             Reach::Network => out.push_str("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"),
         }

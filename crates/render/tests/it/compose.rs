@@ -1,5 +1,6 @@
 //! The Compose file, for people to read. `crates/cli/tests/e2e` judges it.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::stacks::case;
@@ -19,7 +20,11 @@ fn rendered(stack: Value) -> String {
         user: (991, 991),
     };
     let files = compose(written.stack(), &Layout::new("/srv/matrix"), &topology, &options);
-    files.iter().map(|file| format!("=== {}\n{}\n", file.path.display(), file.contents)).collect()
+    let mut out = String::new();
+    for file in files {
+        write!(out, "=== {}\n{}\n", file.path.display(), file.contents).unwrap();
+    }
+    out
 }
 
 #[test]
