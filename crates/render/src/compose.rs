@@ -59,7 +59,8 @@ pub fn compose_stack(planned: &Topology) -> Stack {
     let mut own = stack.clone();
     own.preset = Some(planned.preset());
     own.public_base_url = Some(stack.base_url());
-    own.network = Network::Hosts(Hosts { suffix: String::new(), ..hosts });
+    // Each process has a service, and so a name, of its own.
+    own.network = Network::Hosts(Hosts { suffix: String::new(), pools: None, ..hosts });
     own.data_dir = Some(DATA.into());
     own.listen = Listen {
         address: format!("0.0.0.0:{HTTP}"),
@@ -374,7 +375,7 @@ impl Compose<'_> {
     }
 
     fn digest(&self, instance: &Instance) -> String {
-        let files = synapse_instance(self.topology, &self.layout, &instance.name).into_iter().flatten();
+        let files = synapse_instance(self.topology, &self.layout, &instance.name, None).into_iter().flatten();
         short_hash(&files.map(|file| file.contents).collect::<String>())
     }
 

@@ -99,7 +99,7 @@ impl Alone<'_> {
         let instance = topology
             .instance(name)
             .ok_or_else(|| UpError::NoProcess { name: name.to_owned(), names: self.names() })?;
-        for file in render::synapse_instance(topology, layout, name).into_iter().flatten() {
+        for file in render::synapse_instance(topology, layout, name, None).into_iter().flatten() {
             state::write_private(&layout.config().join(&file.path), file.contents.as_bytes())?;
         }
         state::remove_own_sockets(instance);
