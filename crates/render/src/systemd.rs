@@ -176,7 +176,7 @@ impl Units<'_> {
             requires: vec![],
             after: vec!["network-online.target".to_owned()],
             words: &["router"],
-            lines: "Type=exec\nExecReload=kill -HUP $MAINPID\nTimeoutStopSec=60\n",
+            lines: "Type=notify\nExecReload=kill -HUP $MAINPID\nTimeoutStopSec=60\n",
             reach: Reach::Network,
             writes: vec![],
         }
