@@ -161,10 +161,20 @@ fn spawn_connection(state: &Shared, socket: Socket, peer: Option<IpAddr>, purpos
         return;
     }
     state.metrics.connections_opened.inc();
+    let active = state.active.load();
+    let proxied = active.settings().proxy_protocol.as_ref();
+    // A unix socket lets in whom its directory does.
+    if let (Some(protocol), Some(address)) = (proxied, peer)
+        && !protocol.allows(address)
+    {
+        state.metrics.unproxied("untrusted");
+        return;
+    }
     // Counted before it is served, so that the limit holds and the end waits for it.
     let open = Open::new(state.clone());
-    let tls = state.active.load().snapshot.tls.as_ref().map(Tls::acceptor);
-    let peer = Peer { address: peer, proto: if tls.is_some() { "https" } else { "http" } };
+    let tls = active.snapshot.tls.as_ref().map(Tls::acceptor);
+    let proto = if tls.is_some() { "https" } else { "http" };
+    let peer = Peer { address: peer, proto, proxied: proxied.is_some() };
     // It fails where files or threads have run out; then the connection is closed.
     if let Ok(socket) = socket.loosen() {
         state.engine.serve(open, socket, peer, tls);

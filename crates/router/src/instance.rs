@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use model::Address;
 use routes::CLASSES;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SetOnce};
 
 use crate::balance;
 use crate::metrics::Counters;
@@ -185,6 +185,8 @@ pub(crate) struct Instance {
     pub counters: Counters,
     /// Rings when a request ends.
     pub ended: Notify,
+    /// Whether it was checked once.
+    pub checked: SetOnce<()>,
     /// Wakes its health checker.
     pub check: Notify,
 }
@@ -219,6 +221,7 @@ impl Instance {
             failures: AtomicU64::new(0),
             counters: Counters::new(),
             ended: Notify::new(),
+            checked: SetOnce::new(),
             check: Notify::new(),
         }
     }

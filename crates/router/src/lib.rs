@@ -28,6 +28,7 @@ mod metrics;
 mod names;
 mod payload;
 mod pick;
+mod proxied;
 mod proxy;
 mod record;
 mod reply;
@@ -331,6 +332,16 @@ impl Router {
         instance.is_some()
     }
 
+    /// Waits until it is known of every instance how it stands, for at most this long.
+    pub async fn checked(&self, within: Duration) {
+        let until = Instant::now() + within;
+        for (instance, _) in &self.state.active.load_full().instances {
+            if timeout_at(until, instance.checked.wait()).await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// How it is doing.
     pub fn stats(&self) -> Stats {
         let active = self.state.active.load();
@@ -409,6 +420,17 @@ impl Router {
         state.advance(Phase::Cut);
         self.connections_closed(FAREWELL).await;
         Shutdown { finished: under_way.saturating_sub(cut), cut }
+    }
+
+    /// Stops where another router listens on the same sockets: nobody may serve them here any more. Connections that lie
+    /// idle are kept for `linger`, so that no client finds one closed that it is about to use; the next answer on each is its
+    /// last. Then it stops as [`Router::shutdown`] does, by the same deadline.
+    pub async fn leave(&self, linger: Duration, deadline: Duration) -> Shutdown {
+        let under_way = self.state.under_way.load(Ordering::Acquire);
+        self.state.advance(Phase::Leaving);
+        self.connections_closed(linger.min(deadline)).await;
+        let end = self.shutdown(deadline.saturating_sub(linger)).await;
+        Shutdown { finished: under_way.saturating_sub(end.cut), ..end }
     }
 
     async fn connections_closed(&self, within: Duration) {

@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     dns_lookups: Family<Labels<2>, Counter>,
     pub connections_opened: Counter,
     pub malformed: Counter,
+    unproxied: Family<StaticLabels<1>, Counter>,
     pub access_log_dropped: Counter,
     pub look: Look,
 }
@@ -153,6 +154,12 @@ impl Metrics {
         registry.register("connections_opened", "Client connections accepted", connections_opened.clone());
         let malformed = Counter::default();
         registry.register("malformed", "Client connections closed for breaking HTTP", malformed.clone());
+        let unproxied = Family::default();
+        registry.register(
+            "proxy_protocol_refused",
+            "Client connections closed for not beginning as the PROXY protocol has it, by reason",
+            unproxied.clone(),
+        );
         let access_log_dropped = Counter::default();
         registry.register(
             "access_log_dropped",
@@ -193,6 +200,7 @@ impl Metrics {
             dns_lookups,
             connections_opened,
             malformed,
+            unproxied,
             access_log_dropped,
             look,
         }
@@ -244,6 +252,10 @@ impl Metrics {
 
     pub(crate) fn closed(&self, kind: &'static str) {
         self.closed.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    pub(crate) fn unproxied(&self, reason: &'static str) {
+        self.unproxied.get_or_create(&[("reason", reason)]).inc();
     }
 
     pub(crate) fn whoami(&self, result: &'static str) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::Stack;
+use model::{ProxyProtocol, Stack};
 use routes::answers;
 
 /// Limits, timeouts and patience of a router.
@@ -15,6 +15,10 @@ pub struct Settings {
     pub admin_api: bool,
     /// Whether `X-Forwarded-For`, `-Proto` and `-Host` of a request are believed and added to; else they are replaced.
     pub trust_forwarded_for: bool,
+    /// How many proxies in front add to `X-Forwarded-For` where that is believed. At least 1.
+    pub trusted_proxies: u8,
+    /// Whether connections begin with a header of the PROXY protocol, and whose may.
+    pub proxy_protocol: Option<ProxyProtocol>,
 
     /// The most client connections at once. More wait in the listener's backlog. At least 1.
     pub max_connections: usize,
@@ -100,6 +104,8 @@ impl Default for Settings {
         Self {
             admin_api: false,
             trust_forwarded_for: false,
+            trusted_proxies: 1,
+            proxy_protocol: None,
             max_connections: 20_000,
             max_head_bytes: 32 << 10,
             max_headers: 100,
@@ -138,11 +144,18 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// How many proxies in front are believed in what they say of the client.
+    pub(crate) fn believed(&self) -> usize {
+        if self.trust_forwarded_for { usize::from(self.trusted_proxies.max(1)) } else { 0 }
+    }
+
     /// The defaults, with what the stack says.
     pub fn from_stack(stack: &Stack) -> Self {
         Self {
             admin_api: stack.listen.admin_api,
             trust_forwarded_for: stack.listen.trust_forwarded_for,
+            trusted_proxies: stack.listen.trusted_proxies,
+            proxy_protocol: stack.listen.proxy_protocol.clone(),
             max_upload_bytes: stack.media.max_upload_bytes(),
             ..Self::default()
         }

@@ -26,6 +26,8 @@ use crate::whoami::Whoami;
 pub(crate) enum Phase {
     /// Requests are taken.
     Serving,
+    /// Another router takes new connections; those that lie idle here may bring one more request.
+    Leaving,
     /// No new connections; requests under way may finish.
     Draining,
     /// Requests that still wait are answered now.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use model::{Action, InstanceChange, Layout, Topology};
 use router::{AccessLog, Router, Snapshot};
 use routes::Table;
-use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::time::timeout;
@@ -17,12 +16,13 @@ use tokio::time::timeout;
 use crate::change::{self, Step};
 use crate::client::{Phase, State};
 use crate::forks;
+use crate::listen::{self, Given, Socket, Sockets};
 use crate::progress::Event;
 use crate::route;
 use crate::state::{self, Agreement, Applied};
 use crate::supervisor::{About, Ended, Kind, SETTLE, Supervisor, Teller};
 use crate::units::{self, Programs};
-use crate::up::{Listeners, ReadAgain, UpError, bind, system};
+use crate::up::{ReadAgain, UpError, system};
 
 /// How long requests under way may take to finish while all others wait for them.
 const QUIET: Duration = Duration::from_secs(5);
@@ -62,13 +62,13 @@ struct Door {
 }
 
 impl Doors {
-    pub(crate) fn open(router: &Router, topology: &Topology, listeners: Listeners) -> Self {
+    pub(crate) fn open(router: &Router, topology: &Topology, sockets: Sockets) -> io::Result<Self> {
         let listen = &topology.stack().listen;
-        let metrics = listeners.metrics.zip(listen.metrics.as_deref());
-        Self {
-            public: Door::public(router, &listen.address, listeners.public),
-            metrics: metrics.map(|(listener, address)| Door::private(router, address, listener)),
-        }
+        let metrics = sockets.metrics.zip(listen.metrics.as_deref());
+        Ok(Self {
+            public: Door::public(router, &listen.address, &sockets.public)?,
+            metrics: metrics.map(|(socket, address)| Door::private(router, address, &socket)).transpose()?,
+        })
     }
 
     /// The addresses of a topology that are not open yet.
@@ -82,43 +82,44 @@ impl Doors {
     }
 
     /// Opens what was missing and closes what the topology does not have.
-    fn change(&mut self, router: &Router, topology: &Topology, missing: Missing) {
+    fn change(&mut self, router: &Router, topology: &Topology, missing: Missing) -> io::Result<()> {
         let listen = &topology.stack().listen;
-        if let Some(listener) = missing.public {
-            self.public = Door::public(router, &listen.address, listener);
+        if let Some(socket) = missing.public {
+            self.public = Door::public(router, &listen.address, &socket)?;
         }
         match (&listen.metrics, missing.metrics) {
-            (Some(address), Some(listener)) => self.metrics = Some(Door::private(router, address, listener)),
+            (Some(address), Some(socket)) => self.metrics = Some(Door::private(router, address, &socket)?),
             (None, _) => self.metrics = None,
             (Some(_), None) => {}
         }
+        Ok(())
     }
 }
 
-/// Listeners that are bound and not served yet.
+/// Sockets that are bound and not served yet.
 struct Missing {
-    public: Option<TcpListener>,
-    metrics: Option<TcpListener>,
+    public: Option<Socket>,
+    metrics: Option<Socket>,
 }
 
-async fn bind_if(field: &'static str, address: Option<String>) -> Result<Option<TcpListener>, UpError> {
+async fn bind_if(field: &'static str, address: Option<String>) -> Result<Option<Socket>, UpError> {
     match address {
-        Some(address) => Ok(Some(bind(field, &address).await?)),
+        Some(address) => Ok(Some(listen::bind(field, &address, &mut Given::default()).await?)),
         None => Ok(None),
     }
 }
 
 impl Door {
-    fn public(router: &Router, address: &str, listener: TcpListener) -> Self {
+    fn public(router: &Router, address: &str, socket: &Socket) -> io::Result<Self> {
         let (open, closed) = oneshot::channel();
-        tokio::spawn(router.serve_until(listener, async { drop(closed.await) }));
-        Self { address: address.to_owned(), _open: open }
+        tokio::spawn(router.serve_until(socket.listener()?, async { drop(closed.await) }));
+        Ok(Self { address: address.to_owned(), _open: open })
     }
 
-    fn private(router: &Router, address: &str, listener: TcpListener) -> Self {
+    fn private(router: &Router, address: &str, socket: &Socket) -> io::Result<Self> {
         let (open, closed) = oneshot::channel();
-        tokio::spawn(router.serve_private_until(listener, async { drop(closed.await) }));
-        Self { address: address.to_owned(), _open: open }
+        tokio::spawn(router.serve_private_until(socket.listener()?, async { drop(closed.await) }));
+        Ok(Self { address: address.to_owned(), _open: open })
     }
 }
 
@@ -368,7 +369,7 @@ impl Site {
                             router.hold(&instance.name);
                         }
                     }
-                    self.doors().change(router, new, missing);
+                    self.doors().change(router, new, missing).map_err(system("listen"))?;
                 }
                 Step::Start(names) => self.start(new, &names, same, pause.take()).await?,
                 Step::Roll { name, paused } => {

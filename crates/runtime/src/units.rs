@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Address, Instance, Layout, Topology};
+use model::{Address, Instance, Layout, Stack, Topology};
 use nix::sys::signal::Signal;
 
 use crate::install::{self, InstallOptions, Packages};
@@ -21,7 +21,7 @@ pub(crate) struct Programs {
     python: PathBuf,
     pub(crate) synapse: String,
     /// Nothing of ours if PostgreSQL, Valkey and Synapse are all the user's own.
-    packages: Option<Packages>,
+    pub(crate) packages: Option<Packages>,
 }
 
 /// Finds what the processes run, and installs what is missing.
@@ -30,30 +30,38 @@ pub(crate) async fn programs(
     launcher: &Launcher,
     teller: &Teller,
 ) -> Result<Programs, UpError> {
-    let stack = options.topology.stack();
-    let own = stack.synapse.python.clone();
-    let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
+    let stack = options.topology.stack().clone();
     let install = InstallOptions::new(&options.packages, launcher.clone());
     // Dropped with this future, when the start is interrupted.
     let _cancel = install.cancel_on_drop();
-    let (launcher, teller) = (launcher.clone(), teller.clone());
+    let teller = teller.clone();
     let find = move || {
-        let mut tell = |step: install::Step| teller.tell(Event::Step { text: step.to_string() });
-        let packages = if all_external { None } else { Some(install::ensure(&install, &mut tell)?) };
-        let (python, synapse) = match (own, &packages) {
-            (Some(python), _) => {
-                let version = install::check_python(&python, &launcher)?;
-                (python, version)
-            }
-            (None, Some(packages)) => (packages.python.clone(), packages.synapse_version.clone()),
-            (None, None) => unreachable!("packages are installed unless the user brings Synapse"),
-        };
-        Ok(Programs { python, synapse, packages })
+        find_programs(&stack, &install, &mut |step| teller.tell(Event::Step { text: step.to_string() }))
     };
     match tokio::task::spawn_blocking(find).await {
         Ok(programs) => programs,
         Err(error) => Err(system("install")(io::Error::other(error))),
     }
+}
+
+/// What a stack runs with, installed first where it is missing. Blocks.
+pub(crate) fn find_programs(
+    stack: &Stack,
+    install: &InstallOptions,
+    tell: &mut dyn FnMut(install::Step),
+) -> Result<Programs, UpError> {
+    let own = stack.synapse.python.clone();
+    let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
+    let packages = if all_external { None } else { Some(install::ensure(install, tell)?) };
+    let (python, synapse) = match (own, &packages) {
+        (Some(python), _) => {
+            let version = install::check_python(&python, &install.launcher)?;
+            (python, version)
+        }
+        (None, Some(packages)) => (packages.python.clone(), packages.synapse_version.clone()),
+        (None, None) => unreachable!("packages are installed unless the user brings Synapse"),
+    };
+    Ok(Programs { python, synapse, packages })
 }
 
 /// The program of the fork server, among the configuration files.
@@ -112,21 +120,30 @@ fn postgres_unit(
 ) -> Result<(About, Kind), UpError> {
     let UpOptions { topology, layout, .. } = options;
     let cluster = Arc::new(Cluster::new(packages, layout, user, launcher.clone()));
-    let settings = postgres::Settings {
-        max_connections: connections(topology),
-        // Unknown, PostgreSQL gets the settings of a small machine.
-        memory_bytes: proc::memory_bytes().unwrap_or(1 << 30),
-    };
+    let settings = postgres_settings(topology);
     let password = config::secrets::read(database_password)?.expose().to_owned();
     let about = about("postgres", &["bin/postgres"], Signal::SIGINT);
     let address = Some(Address::Unix { path: layout.postgres_socket_dir() }.to_string());
     Ok((About { address, ..about }, Kind::Postgres { cluster, settings, password }))
 }
 
+pub(crate) fn postgres_settings(topology: &Topology) -> postgres::Settings {
+    postgres::Settings {
+        max_connections: connections(topology),
+        // Unknown, PostgreSQL gets the settings of a small machine.
+        memory_bytes: proc::memory_bytes().unwrap_or(1 << 30),
+    }
+}
+
+/// A Synapse process that is started by itself.
+pub(crate) fn synapse_alone(instance: &Instance, programs: &Programs, layout: &Layout) -> Spec {
+    python(programs, layout).args(["-m", instance.app.module()]).args(render::config_args(layout, instance))
+}
+
 /// One of Synapse's processes.
 pub(crate) fn synapse(instance: &Instance, programs: &Programs, layout: &Layout) -> (About, Kind) {
     let args = render::config_args(layout, instance);
-    let alone = python(programs, layout).args(["-m", instance.app.module()]).args(&args);
+    let alone = synapse_alone(instance, programs, layout);
     let about = About {
         name: instance.name.clone(),
         group: instance.group.clone(),

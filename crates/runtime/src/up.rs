@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +14,6 @@ use model::{Layout, Topology};
 use nix::sys::signal::Signal;
 use routes::Table;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 use tokio::time::sleep;
 
@@ -23,7 +21,9 @@ use crate::client::{Connection, Op, Phase, Reply};
 use crate::control::{self, Control};
 use crate::install::InstallError;
 use crate::launch::{LaunchError, Launcher};
+use crate::listen::{Given, Sockets};
 use crate::logs;
+use crate::postgres::PostgresError;
 use crate::proc;
 use crate::progress::{Event, Progress};
 use crate::site::{self, Doors, Site};
@@ -31,6 +31,7 @@ use crate::state::{self, Applied, Lock, Records, StateError};
 use crate::supervisor::{External, Plan, Spawner, Supervisor, Teller};
 use crate::units;
 use crate::users::{self, Account, UserError};
+use crate::valkey::ValkeyError;
 
 /// How long the processes of a killed supervisor get to end by themselves.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -155,6 +156,20 @@ pub enum UpError {
     /// A secret cannot be made or read.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// PostgreSQL cannot be started or used.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// Valkey cannot be started.
+    #[error(transparent)]
+    Valkey(#[from] ValkeyError),
+    /// There is no such process to run.
+    #[error("this stack runs no process `{name}` itself; it runs {}", .names.join(", "))]
+    NoProcess {
+        /// The name that was asked for.
+        name: String,
+        /// Those that there are.
+        names: Vec<String>,
+    },
     /// The router's address is taken.
     #[error(
         "{address} is in use{}: stop what listens there, or set `{field}` to another address in stack.yaml",
@@ -164,7 +179,7 @@ pub enum UpError {
         /// The field of `stack.yaml`.
         field: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// Who has it, where that can be seen.
         holder: Option<(u32, String)>,
     },
@@ -179,6 +194,14 @@ pub enum UpError {
         address: String,
         /// Why.
         source: io::Error,
+    },
+    /// A router that runs cannot be taken over from, or nobody could take over from this one.
+    #[error("cannot hand the router's sockets over by {}: {reason}", .path.display())]
+    Handover {
+        /// The handover socket.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
     },
     /// The control socket cannot be made.
     #[error("cannot make the control socket {}: {source}; use a shorter `data_dir` on a local disk", .path.display())]
@@ -397,7 +420,7 @@ impl Signals {
     }
 
     /// The signal that ends a stack. The terminal's end is no reason to stop; a stack is stopped on purpose.
-    async fn end(&mut self) -> &'static str {
+    pub(crate) async fn end(&mut self) -> &'static str {
         loop {
             if let Asked::End(name) = self.next().await {
                 return name;
@@ -411,23 +434,6 @@ struct Session {
     control: Arc<Control>,
     server: control::Server,
     _lock: Lock,
-}
-
-/// The addresses that the router listens on.
-pub(crate) struct Listeners {
-    pub(crate) public: TcpListener,
-    pub(crate) metrics: Option<TcpListener>,
-}
-
-pub(crate) async fn bind_listeners(topology: &Topology) -> Result<Listeners, UpError> {
-    let listen = &topology.stack().listen;
-    Ok(Listeners {
-        public: bind("listen.address", &listen.address).await?,
-        metrics: match &listen.metrics {
-            Some(address) => Some(bind("listen.metrics", address).await?),
-            None => None,
-        },
-    })
 }
 
 /// Installs what is missing and starts everything; returns when every process is healthy.
@@ -448,7 +454,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
     let lock = Lock::acquire(layout)?;
     sweep(layout, &teller).await?;
     logs::cut_long(&layout.logs());
-    let listeners = bind_listeners(topology).await?;
+    let sockets = Sockets::bind(topology, &mut Given::default()).await?;
     let control = Arc::new(Control::new(topology, layout, teller, clock));
     let server = control::serve(Arc::clone(&control))
         .map_err(|source| UpError::Control { path: layout.control_socket(), source })?;
@@ -456,7 +462,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
 
     let mut down = control.down.subscribe();
     let result = tokio::select! {
-        result = start(&options, listeners, &control) => result,
+        result = start(&options, sockets, &control) => result,
         signal = signals.end() => Err(UpError::Interrupted { signal }),
         _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "matrix-stack down" }),
     };
@@ -506,18 +512,7 @@ async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
     Ok(())
 }
 
-pub(crate) async fn bind(field: &'static str, address: &str) -> Result<TcpListener, UpError> {
-    let failed = |source| UpError::Bind { field, address: address.to_owned(), source };
-    let parsed: SocketAddr = address.parse().map_err(|error| failed(io::Error::other(error)))?;
-    TcpListener::bind(parsed).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            UpError::AddressInUse { field, address: parsed, holder: proc::listener(parsed) }
-        }
-        _ => failed(source),
-    })
-}
-
-async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>) -> Result<Begun, UpError> {
+async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) -> Result<Begun, UpError> {
     let UpOptions { topology, layout, .. } = options;
     let launcher = Launcher::this_program();
     let installing = Instant::now();
@@ -533,7 +528,7 @@ async fn start(options: &UpOptions, listeners: Listeners, control: &Arc<Control>
 
     let table = endpoints(&programs.synapse, &control.teller);
     let router = site::start_router(topology, layout, table)?;
-    let doors = Doors::open(&router, topology, listeners);
+    let doors = Doors::open(&router, topology, sockets).map_err(system("listen"))?;
     let mut units = units::services(options, &programs, &launcher, &secrets.database_password.path)?;
     let plan = Plan {
         layout: layout.clone(),
@@ -768,18 +763,6 @@ fn last_words(log: &Path, start: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_taken_address_names_its_holder() {
-        let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = held.local_addr().unwrap().to_string();
-        let error = bind("listen.address", &address).await.unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains(&address) && text.contains("listen.address"), "{text}");
-        assert!(text.contains(&format!("by process {}", std::process::id())), "{text}");
-        // 192.0.2.0/24 is for documentation and on no machine.
-        assert!(matches!(bind("listen.address", "192.0.2.1:1").await, Err(UpError::Bind { .. })));
-    }
 
     #[test]
     fn the_last_words_are_the_error() {

@@ -138,8 +138,14 @@ const LONGEST_PASSWORD: u64 = 4096;
 
 pub(crate) fn user(place: &Place, command: &User) -> anyhow::Result<()> {
     let User::Add { name, password_file, admin } = command;
-    // First of all, so that nobody is asked for a password in vain.
-    super::block_on(async { Ok(client::status(&place.layout).await?) })?;
+    // First of all, so that nobody is asked for a password in vain. Main may run without `up`.
+    super::block_on(async {
+        let stack = &place.loaded.stack;
+        match client::status(&place.layout).await {
+            Err(error) if !users::can_add(&place.layout, stack).await => Err(error.into()),
+            _ => Ok(()),
+        }
+    })?;
     let (password, made) = match password_file {
         Some(file) if file.as_os_str() == "-" => (read_password(std::io::stdin())?, false),
         Some(file) => {

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use model::{Network, Topology};
+use anyhow::Context as _;
+use model::Topology;
 use runtime::progress::{self, Progress};
 use runtime::{ReadAgain, Running, Started, UpOptions};
 
@@ -19,10 +19,7 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
     {
         eprintln!("preset `{preset}`: {why}");
     }
-    let packages = match &arguments.packages_dir {
-        Some(dir) => std::path::absolute(dir).context("the packages directory has no absolute path")?,
-        None => Place::packages_dir()?,
-    };
+    let packages = Place::packages_dir(arguments.packages.packages_dir.as_deref())?;
 
     let (listen, again) = (arguments.listen.clone(), stack.clone());
     let read_again = ReadAgain::new(move || {
@@ -52,12 +49,7 @@ fn read(listen: Option<&str>, stack: &StackArguments) -> anyhow::Result<(Place, 
     if let Some(listen) = listen {
         listen.clone_into(&mut place.loaded.stack.listen.address);
     }
-    if matches!(place.loaded.stack.network, Network::Hosts(_)) {
-        bail!(
-            "`network: hosts` gives each process a host of its own, and `up` runs all on this machine; remove \
-             `network`, or run each process with `matrix-stack configure --instance NAME`"
-        );
-    }
+    super::on_this_machine(&place)?;
     let topology = place.plan()?;
     // The routing table must be good before anything is installed, started or changed.
     super::routes::matcher(&topology)?;

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{reload, scenarios, served, tokens, truth};
+use crate::{compose, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -48,6 +48,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ),
     ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
     ("two_stacks_federate", scenarios::two_stacks_federate),
+    ("units_run_without_up", units::units_run_without_up),
+    ("compose_files_fit_together", compose::compose_files_fit_together),
 ];
 
 /// The people of the flow, who register themselves.

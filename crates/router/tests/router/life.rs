@@ -13,6 +13,8 @@ use tokio::sync::Semaphore;
 
 use crate::lab::{Behaviour, Client, Lab, answer, get, post, quick, request, stack, topology, until};
 
+const SOON: Duration = Duration::from_secs(20);
+
 const TYPING: &str = "/_matrix/client/v3/rooms/!r:test.example/typing/@a:test.example";
 
 fn typing() -> http::Request<Full<Bytes>> {
@@ -201,6 +203,34 @@ async fn the_end_loses_no_request_that_had_connected() {
         let answer = answer.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn who_leaves_answers_once_more_where_nothing_is_asked_yet() {
+    const PATH: &str = "/_matrix/client/versions";
+    let lab = Lab::new(&[]).await;
+    let (mut idle, mut silent) = (lab.connect().await, lab.connect().await);
+    assert_eq!(idle.send(get(PATH)).await.status, StatusCode::OK);
+    until("both are accepted", || lab.router.stats().connections == 2).await;
+    let router = lab.router.clone();
+    let leaving = tokio::spawn(async move { router.leave(SOON, 2 * SOON).await });
+    until("it leaves", || lab.router.stats().draining).await;
+    // Longer than a router that stops would wait.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    for client in [&mut idle, &mut silent] {
+        let reply = client.send(get(PATH)).await;
+        assert_eq!((reply.status, reply.headers["connection"].as_bytes()), (StatusCode::OK, &b"close"[..]));
+    }
+    // Then there is nothing to wait for.
+    assert_eq!(leaving.await.unwrap(), Shutdown { finished: 0, cut: 0 });
+
+    // Who never asks again is not waited for beyond the time set.
+    let lab = Lab::new(&[]).await;
+    let mut idle = lab.connect().await;
+    assert_eq!(idle.send(get(PATH)).await.status, StatusCode::OK);
+    lab.router.leave(Duration::from_millis(50), SOON).await;
+    assert!(idle.try_send(get(PATH)).await.is_err());
+    assert_eq!(lab.router.stats().connections, 0);
 }
 
 #[tokio::test]

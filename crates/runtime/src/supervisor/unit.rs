@@ -1,12 +1,12 @@
 //! The life of one process: wait for what it needs, start, become healthy, be watched, end, and again.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Address, Instance};
+use model::Instance;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -20,7 +20,7 @@ use crate::launch::Spec;
 use crate::postgres::{self, Cluster};
 use crate::proc::ProcessId;
 use crate::progress::Event;
-use crate::state::with_suffix;
+use crate::state;
 use crate::valkey::{self, Valkey};
 use crate::{logs, probe};
 
@@ -259,11 +259,8 @@ impl Unit {
     }
 
     fn remove_sockets(&self) {
-        let Kind::Synapse { instance, .. } = &self.kind else { return };
-        for address in instance.client.iter().chain([&instance.private]) {
-            if let Address::Unix { path } = address {
-                remove_socket(path);
-            }
+        if let Kind::Synapse { instance, .. } = &self.kind {
+            state::remove_own_sockets(instance);
         }
     }
 
@@ -597,12 +594,6 @@ impl Child {
 /// The process with this number; one that is gone already gets an identity that no process has.
 fn identify(pid: u32) -> ProcessId {
     ProcessId::of(pid).unwrap_or(ProcessId { pid, started: u64::MAX })
-}
-
-fn remove_socket(path: &Path) {
-    // What cannot be removed is in the way of the bind, whose error is in the process's log.
-    let _ = std::fs::remove_file(path);
-    let _ = std::fs::remove_file(with_suffix(path, ".lock"));
 }
 
 async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, String>

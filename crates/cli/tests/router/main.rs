@@ -6,12 +6,18 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+mod front;
+mod handover;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Answers every request with 200, for as long as the test runs.
+/// How long a sync is held.
+const POLL: Duration = Duration::from_millis(700);
+
+/// Answers every request with 200, and syncs after a while, for as long as the test runs.
 fn main_process() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -20,8 +26,13 @@ fn main_process() -> SocketAddr {
             std::thread::spawn(move || {
                 let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
                 let mut line = String::new();
+                let mut polls = false;
                 while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    polls |= line.contains("/sync?");
                     if line == "\r\n" {
+                        if std::mem::take(&mut polls) {
+                            std::thread::sleep(POLL);
+                        }
                         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
                         if (&stream).write_all(answer).is_err() {
                             return;
@@ -71,13 +82,27 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 struct Router(Child);
 
 impl Router {
-    fn start(dir: &Path, port: u16, more: &[&str]) -> Self {
+    fn command(dir: &Path, port: u16, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_matrix-stack"));
         command.args(["router", "--threads", "2"]).args(more);
-        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        command.arg("--config").arg(dir.join("stack.yaml")).stderr(Stdio::null());
-        let router = Self(command.spawn().expect("it starts"));
-        until("requests are taken", || status(port, "/_matrix/client/versions") == Some(200));
+        if port > 0 {
+            command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        }
+        command.arg("--config").arg(dir.join("stack.yaml")).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts one, and waits until it takes requests.
+    fn start(command: &mut Command) -> Self {
+        let mut router = Self(command.spawn().expect("it starts"));
+        let mut said = String::new();
+        let mut stderr = BufReader::new(router.0.stderr.take().expect("it is piped"));
+        while !said.contains("routing at") {
+            let length = stderr.read_line(&mut said).expect("text");
+            assert!(length > 0, "the router ended: {said}");
+        }
+        // It shall never wait for somebody to read.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         router
     }
 
@@ -117,7 +142,8 @@ fn the_router_alone_routes_reloads_and_stops() {
     let (main, port) = (main_process(), free_port());
     write_stack(dir.path(), main, "");
     for transport in ["auto", "epoll"] {
-        let mut router = Router::start(dir.path(), port, &["--transport", transport]);
+        let mut router = Router::start(&mut Router::command(dir.path(), port, &["--transport", transport]));
+        assert_eq!(status(port, "/_matrix/client/versions"), Some(200));
         assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
 
         // A file that is no good changes nothing, one that is changes what it says.
@@ -146,7 +172,7 @@ fn slow_clients_take_little_memory_and_give_it_back() {
     const EACH: u64 = 40;
     let (dir, port) = (tempfile::tempdir().expect("a directory"), free_port());
     write_stack(dir.path(), main_process(), "");
-    let router = Router::start(dir.path(), port, &[]);
+    let router = Router::start(&mut Router::command(dir.path(), port, &[]));
     let before = router.memory();
     // Half a head, and half a body that is small enough to be taken in before anybody is asked.
     let head = format!("GET /_matrix/client/versions HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(8 << 10));
