@@ -166,9 +166,30 @@ fn synapse_files_are_rendered_for_all_or_for_one() {
 }
 
 #[test]
+fn pools_are_told_and_configured_process_by_process() {
+    const POOLS: &str = "server_name: example.org\npreset: medium\nnetwork: {hosts: {pools: {suffix: .pools}}}\n\
+                         database: {external: {host: db}}\nredis: {external: {host: valkey}}\n\
+                         workers: {sync: {max_count: 4}}\n";
+    let directory = with_stack(POOLS);
+    insta::assert_snapshot!("pools_plan", run(directory.path(), &["plan"]));
+    insta::assert_snapshot!("pools_check", run(directory.path(), &["check"]));
+    let path = "/_matrix/client/v3/sync?since=s1";
+    insta::assert_snapshot!("pools_explain", run(directory.path(), &["routes", "explain", "GET", path]));
+    insta::assert_snapshot!("pools_render", run(directory.path(), &["render", "synapse", "--out", "all"]));
+    let mut words = vec!["configure", "--instance", "sync", "--out", "one"];
+    insta::assert_snapshot!("pools_nameless", run(directory.path(), &words));
+    words.extend(["--name", "sync-7f9c-abcde"]);
+    insta::assert_snapshot!("pools_named", run(directory.path(), &words));
+    let own = std::fs::read_to_string(directory.path().join("one/sync.yaml")).unwrap();
+    assert!(own.contains("worker_name: sync-7f9c-abcde\n"), "{own}");
+    insta::assert_snapshot!("pools_nginx", run(directory.path(), &["render", "nginx"]));
+}
+
+#[test]
 fn commands_for_a_running_stack_say_that_none_runs() {
     let directory = with_stack(GOOD);
-    for words in [&["status"][..], &["down"], &["restart", "sync_1"], &["user", "add", "alice"]] {
+    for words in [&["status"][..], &["down"], &["reload"], &["restart", "sync_1"], &["user", "add", "alice"]]
+    {
         let mut words = words.to_vec();
         words.extend(["--data-dir", "data"]);
         insta::assert_snapshot!(format!("not_running_{}", words[0]), run(directory.path(), &words));
@@ -217,6 +238,7 @@ fn the_manual_of_commands_is_up_to_date() {
         &["logs"],
         &["restart"],
         &["down"],
+        &["router"],
         &["user", "add"],
         &["render", "synapse"],
         &["render", "nginx"],

@@ -124,12 +124,14 @@ fn groups() -> impl Strategy<Value = WorkerGroup> {
             0..3,
         )),
         proptest::option::of(0u16..=64),
+        proptest::option::of(1u16..=64),
         proptest::option::of(0.01..100.0f64),
         extra(),
     )
-        .prop_map(|(roles, count, cache_factor, extra)| WorkerGroup {
+        .prop_map(|(roles, count, max_count, cache_factor, extra)| WorkerGroup {
             roles,
             count,
+            max_count,
             pool: None,
             cache_factor,
             extra,

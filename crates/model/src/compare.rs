@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Group, Instance, Role, Stack, Stream, Topology};
+use crate::{Address, Group, Instance, Lookup, Role, Stack, Stream, Topology};
+
+/// The field that makes groups pools.
+const POOLS: &str = "network.hosts.pools";
 
 /// What happens to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -15,7 +18,7 @@ pub enum Action {
     Keep,
     /// It restarts at any time, one after the other: no other process has to agree with what changed.
     Roll,
-    /// It restarts with the change, after those that stop together: it has to know the new layout.
+    /// It restarts with the change, once those that stop together have stopped: it has to know the new layout.
     Restart,
     /// It stops, together with all that have this action, before any of them starts again: two of them with
     /// different configurations would both believe that some work is theirs.
@@ -49,6 +52,15 @@ pub struct InstanceChange {
     pub action: Action,
     /// The fields of `stack.yaml` that cause it, sorted.
     pub because: Vec<String>,
+}
+
+/// The changes by what happens and why, in the order of [`Action`].
+pub fn grouped(changes: &[InstanceChange]) -> BTreeMap<(Action, &[String]), Vec<&str>> {
+    let mut groups: BTreeMap<(Action, &[String]), Vec<&str>> = BTreeMap::new();
+    for change in changes {
+        groups.entry((change.action, &change.because)).or_default().push(&change.instance);
+    }
+    groups
 }
 
 /// What changes between two topologies.
@@ -125,9 +137,14 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
     }
 
     let mut changes: Vec<InstanceChange> = Vec::new();
+    // Which processes come and go because a group of the same size became a pool, or ceased to be one.
+    let come_and_go = |group: &str| {
+        let fields = group_fields(old, new, group);
+        if fields.is_empty() { BTreeSet::from([POOLS.to_owned()]) } else { fields }
+    };
     for instance in old.instances() {
         let change = if new.instance(&instance.name).is_none() {
-            (Action::Stop, group_fields(old, new, &instance.group))
+            (Action::Stop, come_and_go(&instance.group))
         } else {
             [Action::StopTogether, Action::Restart, Action::Roll]
                 .into_iter()
@@ -146,7 +163,7 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
         changes.push(InstanceChange {
             instance: instance.name.clone(),
             action: Action::Start,
-            because: group_fields(old, new, &instance.group).into_iter().collect(),
+            because: come_and_go(&instance.group).into_iter().collect(),
         });
     }
     let router = router_view(old) != router_view(new)
@@ -249,7 +266,12 @@ fn own_changes(before: &Instance, after: &Instance) -> Vec<(String, Action)> {
     {
         found.push(("workers".to_owned(), Action::Restart));
     }
-    if (&before.client, &before.private) != (&after.client, &after.private) && before.roles == after.roles {
+    // The processes of a pool do not know the name that they stand behind.
+    let of_a_pool = before.is_pool() && after.is_pool();
+    if (&before.client, &before.private) != (&after.client, &after.private)
+        && before.roles == after.roles
+        && !of_a_pool
+    {
         // With TCP ports counted up, a new process moves the ports of those behind it.
         found.push(("network".to_owned(), Action::StopTogether));
     }
@@ -259,13 +281,14 @@ fn own_changes(before: &Instance, after: &Instance) -> Vec<(String, Action)> {
 /// What a changed field that all processes share does to them; nothing for fields that no Synapse process reads.
 fn shared_field_action(field: &str) -> Option<Action> {
     match section(field) {
+        "network" if field.starts_with(POOLS) => None,
         "server_name" | "network" | "data_dir" | "redis" => Some(Action::StopTogether),
         "database" if field.starts_with("database.external") => Some(Action::StopTogether),
         "secrets" if field.starts_with("secrets.worker_replication_secret") => Some(Action::StopTogether),
         "public_base_url" | "synapse" | "registration" | "media" | "caches" | "federation" | "secrets" => {
             Some(Action::Roll)
         }
-        // `listen`, `well_known`: the router alone. `workers`, `preset`, `database.pool`: by what they lead to.
+        // `listen`, `well_known`, the names of pools: the router alone. `workers`, `preset`, `database.pool`: by what they lead to.
         _ => None,
     }
 }
@@ -274,8 +297,12 @@ fn section(field: &str) -> &str {
     field.split('.').next().unwrap_or(field)
 }
 
-fn router_view(topology: &Topology) -> Vec<(&str, &[Role], &Option<crate::Address>)> {
-    topology.instances().iter().map(|i| (i.name.as_str(), i.roles.as_slice(), &i.client)).collect()
+/// What the router reads of an instance: its name, its roles, and where it is found in which way.
+type RouterView<'a> = (&'a str, &'a [Role], &'a Option<Address>, Option<Lookup>);
+
+fn router_view(topology: &Topology) -> Vec<RouterView<'_>> {
+    let view = |i: &'_ Instance| i.replicas.map(|replicas| replicas.lookup);
+    topology.instances().iter().map(|i| (i.name.as_str(), i.roles.as_slice(), &i.client, view(i))).collect()
 }
 
 /// The dotted paths of all fields that differ.

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
+use crate::topology::{connections, media_processes};
 use crate::{
-    Address, App, Group, Instance, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS, Pool, Preset,
-    Problem, Problems, ROLES, Role, Stack, Stream, Topology, WorkerGroup, preset_groups,
+    Address, App, Group, Instance, ListenAddress, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS,
+    Pool, Pools, Preset, Problem, Problems, ROLES, Replicas, Role, Stack, Stream, Topology, WorkerGroup,
+    preset_groups,
 };
 
 /// The longest path that fits a unix socket's address (`sun_path` has 108 bytes, one of them the final NUL). Twisted
@@ -88,8 +90,12 @@ fn assemble_groups(stack: &Stack, preset: Preset, problems: &mut Vec<Problem>) -
     }
     let mut groups = Vec::new();
     for (name, (mut roles, count, group)) in wanted {
-        if count > MAX_WORKERS_PER_GROUP {
-            problems.push(Problem::CountTooLarge { group: name, count, max: MAX_WORKERS_PER_GROUP });
+        let max_count = group.max_count.unwrap_or(count);
+        let max = MAX_WORKERS_PER_GROUP;
+        if let Some((field, count)) =
+            [("count", count), ("max_count", max_count)].into_iter().find(|(_, count)| *count > max)
+        {
+            problems.push(Problem::CountTooLarge { group: name, field, count, max });
             continue;
         }
         if count == 0 {
@@ -108,10 +114,15 @@ fn assemble_groups(stack: &Stack, preset: Preset, problems: &mut Vec<Problem>) -
             problems.push(Problem::RoleTwice { group: name.clone(), role: pair[0] });
             roles.dedup();
         }
+        if max_count < count {
+            problems.push(Problem::MaxBelowCount { group: name, count, max: max_count });
+            continue;
+        }
         groups.push(Group {
             name,
             roles,
             count,
+            max_count,
             pool: group.pool.unwrap_or(stack.database.pool),
             cache_factor: group.cache_factor,
             extra: group.extra,
@@ -195,7 +206,8 @@ struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    fn next(&mut self, instance: &str, private: bool) -> Address {
+    /// The next address; `pools` where the instance is one of these.
+    fn next(&mut self, instance: &str, pools: Option<&Pools>, private: bool) -> Address {
         let given = self.given;
         self.given += 1;
         match self.network {
@@ -209,7 +221,7 @@ impl Addresses<'_> {
                 port: u16::try_from((u32::from(tcp.base_port) + given) & 0xffff).unwrap_or_default(),
             },
             Network::Hosts(hosts) => Address::Tcp {
-                host: format!("{}{}{}", hosts.prefix, instance.replace('_', "-"), hosts.suffix),
+                host: hosts.host(instance, pools.map_or(&hosts.suffix, |pools| &pools.suffix)),
                 port: if private { hosts.private_port } else { hosts.http_port },
             },
         }
@@ -235,7 +247,7 @@ fn assemble_instances(
         }
         None => !(carried(stream.role()) || (stream == Stream::QuarantinedMediaChanges && media_exists)),
     };
-    let mut make = |name: String, group: Option<&Group>| {
+    let mut make = |name: String, group: Option<&Group>, pools: Option<&Pools>| {
         let roles = group.map_or_else(|| vec![Role::Main], |group| group.roles.clone());
         let app = match group {
             None => App::Main,
@@ -246,8 +258,8 @@ fn assemble_instances(
         let serves = roles.iter().any(|role| role.spec().serves_http);
         // Both addresses are taken even where the first is not used, so that giving a process a client listener
         // moves no other process's port.
-        let client = addresses.next(&name, false);
-        let private = addresses.next(&name, true);
+        let client = addresses.next(&name, pools, false);
+        let private = addresses.next(&name, pools, true);
         Instance {
             group: group.map_or("main", |group| &group.name).to_owned(),
             roles,
@@ -260,17 +272,53 @@ fn assemble_instances(
             pool: group.map_or(stack.database.pool, |group| group.pool),
             cache_factor: group.and_then(|group| group.cache_factor),
             extra: group.map(|group| group.extra.clone()).unwrap_or_default(),
+            replicas: group.zip(pools).map(|(group, pools)| Replicas {
+                count: group.count,
+                max: group.max_count,
+                lookup: pools.lookup,
+            }),
             name,
         }
     };
-    let mut instances = vec![make("main".to_owned(), None)];
+    let mut instances = vec![make("main".to_owned(), None, None)];
     for group in groups {
-        for number in 1..=group.count {
-            instances.push(make(format!("{}_{number}", group.name), Some(group)));
+        let named = known_by_name(group, groups);
+        match stack.network.pools() {
+            Some(pools) if named.is_none() => {
+                instances.push(make(group.name.clone(), Some(group), Some(pools)));
+            }
+            pools => {
+                if group.max_count > group.count {
+                    let role = named.filter(|_| pools.is_some());
+                    problems.push(Problem::NoPool { group: group.name.clone(), role });
+                }
+                for number in 1..=group.count {
+                    instances.push(make(format!("{}_{number}", group.name), Some(group), None));
+                }
+            }
+        }
+    }
+    for pool in instances.iter().filter(|instance| instance.is_pool()) {
+        if instances.iter().any(|other| other.name == pool.name && other.group != pool.group) {
+            problems.push(Problem::NameTaken { group: pool.group.clone() });
         }
     }
     check_ports(stack, &instances, problems);
     instances
+}
+
+/// The role because of which other processes know a group's processes by name, if there is one: its own, or one that it
+/// stands in for. That can only be a media process's work, which main cannot do beside media processes.
+fn known_by_name(group: &Group, groups: &[Group]) -> Option<Role> {
+    let carried = |role: Role| groups.iter().any(|group| group.roles.contains(&role));
+    let stands_in = |role: Role| {
+        let first = role.spec().fallback.iter().find(|fallback| carried(**fallback));
+        role.needs_media_process() && !carried(role) && first.is_some_and(|first| group.roles.contains(first))
+    };
+    ROLES
+        .iter()
+        .find(|spec| !spec.elastic && (group.roles.contains(&spec.role) || stands_in(spec.role)))
+        .map(|spec| spec.role)
 }
 
 fn check_ports(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) {
@@ -298,9 +346,22 @@ fn check_listen(stack: &Stack, instances: &[Instance], problems: &mut Vec<Proble
     let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
     for (field, text) in own {
         let Some(text) = text else { continue };
-        let Ok(address) = text.parse::<SocketAddr>() else {
-            problems.push(Problem::BadAddress { field, text: text.clone() });
-            continue;
+        let address = match text.parse() {
+            Ok(ListenAddress::Tcp(address)) => address,
+            Ok(ListenAddress::Unix(path)) if field == "listen.address" => {
+                let length = path.as_os_str().len();
+                if length > MAX_SOCKET_PATH {
+                    problems.push(Problem::ListenPathTooLong { path: path.display().to_string(), length });
+                }
+                if stack.public_base_url.is_none() {
+                    problems.push(Problem::NeedsBaseUrl { address: text.clone() });
+                }
+                continue;
+            }
+            _ => {
+                problems.push(Problem::BadAddress { field, text: text.clone() });
+                continue;
+            }
         };
         if let Some((first, _)) = taken.iter().find(|(_, other)| overlap(*other, address)) {
             problems.push(Problem::AddressTwice {
@@ -342,7 +403,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 
 /// What processes on several hosts need, which processes on one machine have by themselves.
 fn check_hosts(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) {
-    let media = instances.iter().filter(|i| i.app == App::Media).count();
+    let media = media_processes(instances);
     if media > 1 && !stack.media.shared_storage {
         problems.push(Problem::MediaNotShared { count: media });
     }
@@ -356,14 +417,15 @@ fn check_hosts(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem
 
 fn check_connections(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) -> u32 {
     let reserved = reserved_connections();
-    let needed = instances.iter().map(|i| u32::from(i.pool.max)).sum::<u32>() + reserved;
+    let needed = connections(instances);
     let max = match (stack.database.max_connections, &stack.database.external) {
         (Some(max), _) => max,
         (None, Some(_)) => POSTGRES_DEFAULT_MAX_CONNECTIONS,
         (None, None) => needed.max(POSTGRES_DEFAULT_MAX_CONNECTIONS),
     };
     if needed > max {
-        problems.push(Problem::TooManyConnections { processes: instances.len(), needed, reserved, max });
+        let processes = instances.iter().map(Instance::processes).sum();
+        problems.push(Problem::TooManyConnections { processes, needed, reserved, max });
     }
     max
 }

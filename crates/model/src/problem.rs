@@ -57,10 +57,36 @@ pub enum Problem {
     CountTooLarge {
         /// The group.
         group: String,
+        /// `count` or `max_count`.
+        field: &'static str,
         /// The count.
         count: u16,
         /// The largest count.
         max: u16,
+    },
+    /// A group may have fewer instances than it begins with.
+    #[error("the group `{group}` may have {max} instances at most, but begins with {count}")]
+    MaxBelowCount {
+        /// The group.
+        group: String,
+        /// The count.
+        count: u16,
+        /// The largest count.
+        max: u16,
+    },
+    /// A group that is no pool has a largest count above the count that it has.
+    #[error("`max_count` is for pools, and the group `{group}` is none: {}", describe_no_pool(.role.as_ref()))]
+    NoPool {
+        /// The group.
+        group: String,
+        /// The role because of which its processes are known by name; none where the stack has no pools.
+        role: Option<Role>,
+    },
+    /// A pool is called like a process.
+    #[error("the pool `{group}` and a process of another group are both called so")]
+    NameTaken {
+        /// The group that is a pool.
+        group: String,
     },
     /// A media process would also write a stream or serve endpoints that it does not have.
     #[error(
@@ -88,7 +114,7 @@ pub enum Problem {
     #[error("{count} media processes run on hosts of their own, and each would see only its own files")]
     MediaNotShared {
         /// How many media processes there are.
-        count: usize,
+        count: u32,
     },
     /// The processes could open more database connections than the server allows.
     #[error(
@@ -97,7 +123,7 @@ pub enum Problem {
     )]
     TooManyConnections {
         /// How many Synapse processes there are.
-        processes: usize,
+        processes: u32,
         /// What they may open, the reserve included.
         needed: u32,
         /// The reserve.
@@ -142,6 +168,20 @@ pub enum Problem {
         path: String,
         /// Its length in bytes.
         length: usize,
+    },
+    /// The router's unix socket has a path that is longer than the operating system allows.
+    #[error("the socket path `{path}` has {length} bytes; the operating system allows 107")]
+    ListenPathTooLong {
+        /// The path.
+        path: String,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Nobody can say where clients reach a router that listens on a unix socket.
+    #[error("`{address}` does not say under which URL clients reach the homeserver")]
+    NeedsBaseUrl {
+        /// The router's address.
+        address: String,
     },
     /// A Synapse option that matrix-stack sets itself is passed through.
     #[error("matrix-stack sets Synapse's option `{option}` itself")]
@@ -192,8 +232,11 @@ impl Problem {
             Self::MainAsRole { group } | Self::RoleTwice { group, .. } | Self::MediaMixed { group, .. } => {
                 format!("workers.{group}.roles")
             }
-            Self::NoMediaServer { group } => format!("workers.{group}"),
-            Self::CountTooLarge { group, .. } => format!("workers.{group}.count"),
+            Self::NoMediaServer { group } | Self::NameTaken { group } => format!("workers.{group}"),
+            Self::CountTooLarge { group, field, .. } => format!("workers.{group}.{field}"),
+            Self::MaxBelowCount { group, .. } | Self::NoPool { group, .. } => {
+                format!("workers.{group}.max_count")
+            }
             Self::TooMany { field, .. }
             | Self::PoolUpsideDown { field, .. }
             | Self::AddressTwice { field, .. }
@@ -202,6 +245,8 @@ impl Problem {
             Self::TooManyConnections { .. } => "database.max_connections".to_owned(),
             Self::PortsExhausted { .. } => "network.tcp.base_port".to_owned(),
             Self::SocketPathTooLong { .. } => "data_dir".to_owned(),
+            Self::ListenPathTooLong { .. } => "listen.address".to_owned(),
+            Self::NeedsBaseUrl { .. } => "public_base_url".to_owned(),
             Self::UploadSize { .. } => "media.max_upload_size".to_owned(),
             Self::BadAddress { field, .. } | Self::NeedsExternal { field, .. } => (*field).to_owned(),
             Self::Broken(_) => "workers".to_owned(),
@@ -233,6 +278,12 @@ impl Problem {
                 None => "set `count: 1`".to_owned(),
             },
             Self::CountTooLarge { max, .. } => format!("set a count of at most {max}"),
+            Self::MaxBelowCount { count, .. } => format!("set a `max_count` of at least {count}"),
+            Self::NoPool { role: None, .. } => "set `count` instead, or set `network.hosts.pools`".to_owned(),
+            Self::NoPool { role: Some(_), .. } => {
+                "set `count` instead, or give the group only roles that can be in a pool".to_owned()
+            }
+            Self::NameTaken { .. } => "call one of the groups otherwise".to_owned(),
             Self::MediaMixed { media, other, .. } => {
                 format!("put `{media}` and `{other}` in groups of their own")
             }
@@ -245,8 +296,7 @@ impl Problem {
                     .to_owned()
             }
             Self::TooManyConnections { needed, processes, max, reserved, .. } => {
-                let fits =
-                    max.saturating_sub(*reserved) / u32::try_from(*processes).unwrap_or(u32::MAX).max(1);
+                let fits = max.saturating_sub(*reserved) / (*processes).max(1);
                 format!(
                     "raise `max_connections` of the server and here to at least {needed}{}",
                     if fits >= 1 {
@@ -267,8 +317,19 @@ impl Problem {
             Self::OwnedOption { mend, .. } => (*mend).to_owned(),
             Self::NeedsExternal { field, .. } => format!("set `{field}` to a server that all hosts reach"),
             Self::UploadSize { .. } => "write a number with K, M or G, such as `50M`".to_owned(),
-            Self::BadAddress { .. } => {
-                "write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`".to_owned()
+            Self::BadAddress { field, .. } => {
+                let or = if *field == "listen.address" {
+                    ", or `unix:` and the absolute path of a socket"
+                } else {
+                    ""
+                };
+                format!("write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`{or}")
+            }
+            Self::ListenPathTooLong { .. } => {
+                "use a shorter path, such as `unix:/run/matrix.sock`".to_owned()
+            }
+            Self::NeedsBaseUrl { .. } => {
+                "set it to the URL of the proxy in front, such as `https://matrix.example.org`".to_owned()
             }
             Self::Broken(_) => {
                 "please report this with your stack.yaml; meanwhile use a preset without changes".to_owned()
@@ -294,6 +355,14 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+/// Why a group is no pool.
+fn describe_no_pool(role: Option<&Role>) -> String {
+    match role {
+        Some(role) => format!("`{role}` makes other processes know it by name"),
+        None => "each of its processes has a name of its own".to_owned(),
+    }
+}
 
 /// How [`Violation`] tells a stream's writers.
 pub(crate) fn describe_writers(stream: Stream, writers: &[String]) -> String {

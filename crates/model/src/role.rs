@@ -189,6 +189,9 @@ pub struct RoleSpec {
     pub kind: Kind,
     /// Whether several instances may carry it.
     pub scalable: bool,
+    /// Whether their number may change at run time: nobody, neither another process nor a list that all agree on, knows an
+    /// instance by name because of this role.
+    pub elastic: bool,
     /// How requests or work are spread over its instances.
     pub balance: Balance,
     /// Whether it answers clients' or other servers' requests, so that its instances open a client listener.
@@ -212,6 +215,7 @@ const fn writer(
         name,
         kind: Kind::StreamWriter(stream),
         scalable,
+        elastic: false,
         balance,
         serves_http: true,
         fallback: &[Role::Main],
@@ -228,7 +232,27 @@ const fn generic(
     fallback: &'static [Role],
     summary: &'static str,
 ) -> RoleSpec {
-    RoleSpec { role, name, kind: Kind::Generic, scalable, balance, serves_http, fallback, summary }
+    RoleSpec {
+        role,
+        name,
+        kind: Kind::Generic,
+        scalable,
+        elastic: false,
+        balance,
+        serves_http,
+        fallback,
+        summary,
+    }
+}
+
+const fn reader(
+    role: Role,
+    name: &'static str,
+    balance: Balance,
+    fallback: &'static [Role],
+    summary: &'static str,
+) -> RoleSpec {
+    RoleSpec { elastic: true, ..generic(role, name, true, balance, true, fallback, summary) }
 }
 
 /// Every role, in the order in which the manual lists them.
@@ -238,6 +262,7 @@ pub const ROLES: [RoleSpec; 23] = [
         name: "main",
         kind: Kind::Main,
         scalable: false,
+        elastic: false,
         balance: Balance::None,
         serves_http: true,
         fallback: &[],
@@ -296,6 +321,7 @@ pub const ROLES: [RoleSpec; 23] = [
         name: "media_repository",
         kind: Kind::MediaApp,
         scalable: true,
+        elastic: true,
         balance: Balance::LeastConnections,
         serves_http: true,
         fallback: &[Role::QuarantinedMediaChanges, Role::Main],
@@ -306,62 +332,39 @@ pub const ROLES: [RoleSpec; 23] = [
         name: "media_background",
         kind: Kind::MediaApp,
         scalable: false,
+        elastic: false,
         balance: Balance::None,
         serves_http: false,
         fallback: &[Role::MediaRepository, Role::QuarantinedMediaChanges, Role::Main],
         summary: "the media repository's background jobs",
     },
-    generic(
+    reader(
         Role::Room,
         "room",
-        true,
         Balance::HashRoom,
-        true,
         &[Role::ClientReader, Role::Main],
         "requests about one room",
     ),
-    generic(
-        Role::Sync,
-        "sync",
-        true,
-        Balance::HashUser,
-        true,
-        &[Role::InitialSync, Role::Main],
-        "incremental sync",
-    ),
-    generic(
-        Role::InitialSync,
-        "initial_sync",
-        true,
-        Balance::HashUser,
-        true,
-        &[Role::Sync, Role::Main],
-        "initial syncs",
-    ),
-    generic(
+    reader(Role::Sync, "sync", Balance::HashUser, &[Role::InitialSync, Role::Main], "incremental sync"),
+    reader(Role::InitialSync, "initial_sync", Balance::HashUser, &[Role::Sync, Role::Main], "initial syncs"),
+    reader(
         Role::FederationReader,
         "federation_reader",
-        true,
         Balance::HashOrigin,
-        true,
         &[Role::FederationInbound, Role::Main],
         "other servers' reads",
     ),
-    generic(
+    reader(
         Role::FederationInbound,
         "federation_inbound",
-        true,
         Balance::HashOrigin,
-        true,
         &[Role::FederationReader, Role::Main],
         "transactions from other servers",
     ),
-    generic(
+    reader(
         Role::ClientReader,
         "client_reader",
-        true,
         Balance::LeastConnections,
-        true,
         &[Role::Room, Role::Main],
         "the other client requests",
     ),
@@ -473,7 +476,8 @@ impl fmt::Display for Balance {
 pub fn roles_table_markdown() -> String {
     use std::fmt::Write as _;
     let mut out = String::from(
-        "| role | kind | many? | balance | serves HTTP | falls back to | what it does |\n|---|---|---|---|---|---|---|\n",
+        "| role | kind | many? | pool? | balance | serves HTTP | falls back to | what it does |\n\
+         |---|---|---|---|---|---|---|---|\n",
     );
     for spec in &ROLES {
         let kind = match spec.kind {
@@ -487,9 +491,10 @@ pub fn roles_table_markdown() -> String {
         let yes = |b| if b { "yes" } else { "no" };
         let _ = writeln!(
             out,
-            "| `{}` | {kind} | {} | {} | {} | {} | {} |",
+            "| `{}` | {kind} | {} | {} | {} | {} | {} | {} |",
             spec.name,
             yes(spec.scalable),
+            yes(spec.elastic),
             spec.balance,
             yes(spec.serves_http),
             if fallback.is_empty() { "–".to_owned() } else { fallback.join(", ") },
@@ -518,6 +523,15 @@ mod tests {
             assert_eq!(stream.role().stream(), Some(stream));
             assert_eq!(ROLES.iter().filter(|s| s.kind == Kind::StreamWriter(stream)).count(), 1);
             assert_eq!(serde_json::to_value(stream).unwrap(), stream.name());
+        }
+    }
+
+    #[test]
+    fn what_is_elastic_scales_serves_requests_and_is_in_no_list_of_synapses() {
+        for spec in ROLES.iter().filter(|spec| spec.elastic) {
+            assert!(spec.scalable && spec.serves_http, "{}", spec.name);
+            assert!(!matches!(spec.kind, Kind::Main | Kind::StreamWriter(_)), "{}", spec.name);
+            assert!(!matches!(spec.balance, Balance::None | Balance::BySynapse(_)), "{}", spec.name);
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::topology::connections;
 use crate::{Preset, Stack, Topology, preset_groups, reserved_connections};
 
 /// A machine, as far as sizing goes.
@@ -30,7 +31,7 @@ const BASE_BUSY: u64 = 700 * MIB;
 /// What a layout needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Estimate {
-    /// Synapse processes.
+    /// Synapse processes, with pools at their largest.
     pub processes: u32,
     /// Memory when idle, in bytes.
     pub idle_bytes: u64,
@@ -42,10 +43,7 @@ pub struct Estimate {
 
 /// What a topology needs.
 pub fn estimate(topology: &Topology) -> Estimate {
-    let processes = u32::try_from(topology.instances().len()).unwrap_or(u32::MAX);
-    let connections =
-        topology.instances().iter().map(|i| u32::from(i.pool.max)).sum::<u32>() + reserved_connections();
-    estimate_for(processes, connections)
+    estimate_for(topology.processes(), connections(topology.instances()))
 }
 
 fn estimate_for(processes: u32, connections: u32) -> Estimate {

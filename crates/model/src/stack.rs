@@ -4,9 +4,12 @@
 //! generated from them and from their doc comments.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use indexmap::IndexMap;
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -102,14 +105,16 @@ impl Stack {
 
     /// The URL under which clients reach the homeserver, without a slash at its end.
     pub fn base_url(&self) -> String {
-        match &self.public_base_url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!(
-                "{}://{}",
-                if self.listen.tls.is_some() { "https" } else { "http" },
-                self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost")
-            ),
+        if let Some(url) = &self.public_base_url {
+            return url.trim_end_matches('/').to_owned();
         }
+        let scheme = if self.listen.tls.is_some() { "https" } else { "http" };
+        let host = match self.listen.address.parse() {
+            // A plan asks for `public_base_url` then.
+            Ok(ListenAddress::Unix(_)) => "localhost".to_owned(),
+            _ => self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost"),
+        };
+        format!("{scheme}://{host}")
     }
 }
 
@@ -191,7 +196,8 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// A group of like workers: the same roles, run `count` times. Instances are called `NAME_1`, `NAME_2` and so on.
+/// A group of like workers: the same roles, run `count` times. Instances are called `NAME_1`, `NAME_2` and so on; a pool is
+/// called `NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerGroup {
@@ -204,6 +210,11 @@ pub struct WorkerGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 64), example = 2)]
     pub count: Option<u16>,
+    /// How many instances an autoscaler may run at most, where the group is a pool (`network.hosts.pools`). The database
+    /// and the memory are planned for as many. Default: `count`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64), example = 2)]
+    pub max_count: Option<u16>,
     /// Database connections of each instance. Default: `database.pool`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
@@ -221,8 +232,9 @@ pub struct WorkerGroup {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
-    /// Address and port for clients and other servers, such as `127.0.0.1:8008`, `0.0.0.0:8008` or `[::]:8008`.
-    #[schemars(regex(pattern = r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$"))]
+    /// Address and port for clients and other servers, such as `127.0.0.1:8008`, `0.0.0.0:8008` or `[::]:8008`; or a unix
+    /// socket, such as `unix:/run/matrix/router.sock`, to which everybody may connect who may enter its directory.
+    #[schemars(regex(pattern = r"^(unix:/.+|(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5})$"))]
     pub address: String,
     /// Address and port for Prometheus metrics and the router's own health, on `/metrics` and `/health`.
     /// Default: none; they are then only on the control socket.
@@ -232,11 +244,118 @@ pub struct Listen {
     /// Whether Synapse's admin API (`/_synapse/admin`) can be reached on the public address. Closed by default.
     pub admin_api: bool,
     /// Whether to take the client's address from `X-Forwarded-For`. Say yes only if every request comes through
-    /// a proxy of yours that sets it.
+    /// a proxy of yours that sets it, or adds to it.
     pub trust_forwarded_for: bool,
+    /// How many proxies of yours stand in front, one behind another, each of which adds an address to `X-Forwarded-For`:
+    /// counted from its end, this is the place of the client's. What clients write there themselves comes before it, and is
+    /// dropped. Counts with `trust_forwarded_for` alone.
+    #[schemars(range(min = 1, max = 16))]
+    pub trusted_proxies: u8,
+    /// The PROXY protocol, version 1 or 2, with which a load balancer in front says whose each connection is. Every
+    /// connection must begin with it then. Default: none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// TLS on the public address, with HTTP/2 for clients that speak it. Default: plain HTTP, for a proxy of yours in front.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+}
+
+/// An address that the router listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+/// The text is neither an address with a port nor `unix:` with an absolute path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an address and a port to listen on")]
+pub struct NotAnAddress(pub String);
+
+impl FromStr for ListenAddress {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') && !path.ends_with('/') && !path.contains('\0') => {
+                Ok(Self::Unix(path.into()))
+            }
+            Some(_) => Err(NotAnAddress(text.to_owned())),
+            None => text.parse().map(Self::Tcp).map_err(|_| NotAnAddress(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The PROXY protocol, version 1 or 2.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyProtocol {
+    /// The networks that load balancers connect from. Connections from elsewhere are refused; those over a unix socket
+    /// are not. Default: any.
+    #[schemars(extend("examples" = [["10.0.0.0/8", "fd00::/8"]]))]
+    pub from: Vec<Sources>,
+}
+
+impl ProxyProtocol {
+    /// Whether somebody at this address is believed.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        self.from.is_empty() || self.from.iter().any(|sources| sources.0.contains(&address))
+    }
+}
+
+/// A network in CIDR notation (RFC 4632), or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sources(IpNet);
+
+impl TryFrom<String> for Sources {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        network.map(Self).map_err(|_| format!("`{text}` is not a network such as `10.0.0.0/8`"))
+    }
+}
+
+impl From<Sources> for String {
+    fn from(sources: Sources) -> Self {
+        sources.0.to_string()
+    }
+}
+
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl JsonSchema for Sources {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Sources".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$",
+            "examples": ["10.0.0.0/8"],
+        })
+    }
 }
 
 /// The certificate of the public address. Both files are looked at once a minute, and a certificate that was renewed is used
@@ -259,6 +378,8 @@ impl Default for Listen {
             metrics: None,
             admin_api: false,
             trust_forwarded_for: false,
+            trusted_proxies: 1,
+            proxy_protocol: None,
             tls: None,
         }
     }
@@ -275,6 +396,13 @@ pub enum Network {
     Tcp(Tcp),
     /// Each process on a host of its own, as on Kubernetes, with the same two ports everywhere.
     Hosts(Hosts),
+}
+
+impl Network {
+    /// The pools, where groups may be some.
+    pub(crate) fn pools(&self) -> Option<&Pools> {
+        if let Self::Hosts(hosts) = self { hosts.pools.as_ref() } else { None }
+    }
 }
 
 /// TCP ports on one address.
@@ -308,12 +436,54 @@ pub struct Hosts {
     /// The port for replication, metrics and health.
     #[schemars(range(min = 1))]
     pub private_port: u16,
+    /// Lets groups whose processes nobody knows by name come and go at run time: such a group becomes a pool, which is one
+    /// name in the DNS with all of its processes behind it, as a headless service of Kubernetes is. `docs/roles.md` says
+    /// which roles can be in a pool. Default: every process has a name of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Pools>,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { prefix: "synapse-".to_owned(), suffix: String::new(), http_port: 8008, private_port: 9093 }
+        Self {
+            prefix: "synapse-".to_owned(),
+            suffix: String::new(),
+            http_port: 8008,
+            private_port: 9093,
+            pools: None,
+        }
     }
+}
+
+impl Hosts {
+    /// The host of the process or pool of this name, of which `suffix` is the end.
+    pub(crate) fn host(&self, name: &str, suffix: &str) -> String {
+        format!("{}{}{suffix}", self.prefix, name.replace('_', "-"))
+    }
+}
+
+/// Groups as names in the DNS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pools {
+    /// What stands behind a group's name in its pool's host name, as `network.hosts.suffix` behind a process's. Before it
+    /// stands `network.hosts.prefix`.
+    #[schemars(example = &".matrix.svc.cluster.local")]
+    pub suffix: String,
+    /// How the processes behind the name are found.
+    pub lookup: Lookup,
+}
+
+/// How the processes behind a pool's name are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Lookup {
+    /// By the name's addresses (A and AAAA): a process each, on `network.hosts.http_port`.
+    #[default]
+    Address,
+    /// By the targets and ports of `_http._tcp.NAME` (SRV). Those of the lowest priority take the requests, whatever
+    /// their weights.
+    Srv,
 }
 
 /// A process's database connections (Synapse's `database.args.cp_min` and `cp_max`).

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::problem::describe_writers;
-use crate::{Balance, Kind, Pool, Preset, ROLES, Role, Stack, Stream};
+use crate::{Balance, Kind, Lookup, Pool, Preset, ROLES, Role, Stack, Stream};
 
 /// Where a listener listens, and where others reach it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -67,8 +67,10 @@ pub struct Group {
     pub name: String,
     /// The roles of each instance, in the order of [`ROLES`].
     pub roles: Vec<Role>,
-    /// How many instances it has, at least one.
+    /// How many instances it has, or begins with where it is a pool; at least one.
     pub count: u16,
+    /// How many it may have at most; like `count` where it is no pool.
+    pub max_count: u16,
     /// The database connections of each instance.
     pub pool: Pool,
     /// Factor on the size of each cache of these instances.
@@ -77,10 +79,22 @@ pub struct Group {
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
-/// One Synapse process.
+/// How many like processes stand behind a pool's name, and how they are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Replicas {
+    /// How many run at first, at least one.
+    pub count: u16,
+    /// How many may run, at least as many.
+    pub max: u16,
+    /// How they are found.
+    pub lookup: Lookup,
+}
+
+/// One Synapse process, or a pool: any number of like processes behind one name, which come and go at run time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Instance {
-    /// Its name, such as `sync_2`; the main process is `main`. Unique, and stable while counts change.
+    /// Its name, such as `sync_2`; the main process is `main`, a pool is called like its group. Unique, and stable while
+    /// counts change.
     pub name: String,
     /// The group that it belongs to; `main` for the main process.
     pub group: String,
@@ -104,9 +118,23 @@ pub struct Instance {
     pub cache_factor: Option<f64>,
     /// Synapse options for this instance alone.
     pub extra: serde_json::Map<String, serde_json::Value>,
+    /// Set where this is a pool. What is said here then holds for each of its processes, but for the name, of which each
+    /// has its own, and the host, behind which they all stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Replicas>,
 }
 
 impl Instance {
+    /// Whether this is a pool rather than one process.
+    pub fn is_pool(&self) -> bool {
+        self.replicas.is_some()
+    }
+
+    /// How many processes this is at most.
+    pub fn processes(&self) -> u32 {
+        self.replicas.map_or(1, |replicas| replicas.max.into())
+    }
+
     /// Whether this is the main process.
     pub fn is_main(&self) -> bool {
         self.app == App::Main
@@ -151,7 +179,7 @@ impl Topology {
         &self.groups
     }
 
-    /// Every Synapse process, main first.
+    /// Every Synapse process, and every pool of them; main first.
     pub fn instances(&self) -> &[Instance] {
         &self.instances
     }
@@ -159,6 +187,11 @@ impl Topology {
     /// The database connections that the server must allow.
     pub fn max_connections(&self) -> u32 {
         self.max_connections
+    }
+
+    /// How many Synapse processes there are, with pools at their largest.
+    pub fn processes(&self) -> u32 {
+        self.instances.iter().map(Instance::processes).sum()
     }
 
     /// The instance with this name.
@@ -215,8 +248,7 @@ impl Topology {
         self.check_streams(&mut found);
         self.check_media(&mut found);
         self.check_addresses(&mut found);
-        let needed: u32 =
-            self.instances.iter().map(|i| u32::from(i.pool.max)).sum::<u32>() + crate::reserved_connections();
+        let needed = connections(&self.instances);
         if needed > self.max_connections {
             found.push(Violation::Connections { needed, allowed: self.max_connections });
         }
@@ -243,6 +275,17 @@ impl Topology {
             if needed != instance.replication {
                 found.push(Violation::ReplicationListener { instance: instance.name.clone() });
             }
+            if instance.is_pool()
+                && (instance.replication || !instance.roles.iter().all(|r| r.spec().elastic))
+            {
+                found.push(Violation::Pool { instance: instance.name.clone() });
+            }
+        }
+        // This one is named in Synapse's configuration whoever does the work.
+        if let [background, ..] = &self.serving(Role::MediaBackground).1[..]
+            && background.is_pool()
+        {
+            found.push(Violation::Pool { instance: background.name.clone() });
         }
         for spec in &ROLES {
             let count = self.with_role(spec.role).count();
@@ -284,7 +327,7 @@ impl Topology {
             }
         }
         let on_hosts = matches!(self.stack.network, crate::Network::Hosts(_));
-        let media = self.instances.iter().filter(|i| i.app == App::Media).count();
+        let media = media_processes(&self.instances);
         if on_hosts && media > 1 && !self.stack.media.shared_storage {
             found.push(Violation::MediaStorage { count: media });
         }
@@ -307,6 +350,17 @@ impl Topology {
             }
         }
     }
+}
+
+/// The database connections that these instances may open, with the reserve for administration.
+pub(crate) fn connections(instances: &[Instance]) -> u32 {
+    instances.iter().map(|i| u32::from(i.pool.max) * i.processes()).sum::<u32>()
+        + crate::reserved_connections()
+}
+
+/// How many media processes these instances are at most.
+pub(crate) fn media_processes(instances: &[Instance]) -> u32 {
+    instances.iter().filter(|i| i.app == App::Media).map(Instance::processes).sum()
 }
 
 /// A rule of Synapse's that a topology breaks.
@@ -371,7 +425,13 @@ pub enum Violation {
     #[error("{count} media processes on several hosts share no storage")]
     MediaStorage {
         /// How many media processes there are.
-        count: usize,
+        count: u32,
+    },
+    /// The processes of a pool are known to nobody by name.
+    #[error("`{instance}` is a pool, but other processes have to know its processes by name")]
+    Pool {
+        /// The pool.
+        instance: String,
     },
     /// Media processes exist but none takes requests.
     #[error("no process serves media")]
@@ -400,8 +460,9 @@ impl Topology {
     /// The role's balance, as it is with the instances that exist: none where there is but one.
     pub fn balance(&self, role: Role) -> Balance {
         let (serving, instances) = self.serving(role);
-        match (serving.spec().kind, instances.len()) {
-            (Kind::Main, _) | (_, 0 | 1) => Balance::None,
+        match (serving.spec().kind, &instances[..]) {
+            (Kind::Main, _) | (_, []) => Balance::None,
+            (_, [one]) if !one.is_pool() => Balance::None,
             _ => role.spec().balance,
         }
     }

@@ -5,8 +5,9 @@
 use std::path::Path;
 
 use model::{
-    App, Hosts, Network, Pool, Postgres, Preset, Problem, RedisServer, Role, ServerName, Stack, Stream, Tcp,
-    Topology, WorkerGroup, plan,
+    Action, Address, App, Hosts, Lookup, Network, Pool, Pools, Postgres, Preset, Problem, ProxyProtocol,
+    RedisServer, Replicas, Role, ServerName, Sources, Stack, Stream, Tcp, Topology, WorkerGroup, compare,
+    estimate, plan,
 };
 
 fn stack(preset: Preset) -> Stack {
@@ -244,6 +245,142 @@ fn processes_on_several_hosts_need_servers_that_all_of_them_reach() {
     assert!(refused(&stack).starts_with("database.external: processes on hosts of their own cannot reach"));
 }
 
+/// The same with pools, and media that is shared.
+fn with_pools() -> Stack {
+    let mut stack = on_hosts();
+    stack.media.shared_storage = true;
+    let pools = Pools { suffix: ".pools.svc".to_owned(), lookup: Lookup::Address };
+    stack.network =
+        Network::Hosts(Hosts { suffix: ".svc".to_owned(), pools: Some(pools), ..Hosts::default() });
+    stack
+}
+
+#[test]
+fn groups_that_nobody_knows_by_name_are_pools() {
+    let topology = planned(&with_pools()).unwrap();
+    for instance in topology.instances() {
+        let elastic = instance.roles.iter().all(|role| role.spec().elastic);
+        assert_eq!(instance.is_pool(), elastic, "{}", instance.name);
+    }
+    let sync = topology.instance("initial_sync").unwrap();
+    let host = || "synapse-initial-sync.pools.svc".to_owned();
+    assert_eq!(sync.client, Some(Address::Tcp { host: host(), port: 8008 }));
+    assert_eq!(sync.private, Address::Tcp { host: host(), port: 9093 });
+    assert_eq!(sync.replicas, Some(Replicas { count: 2, max: 2, lookup: Lookup::Address }));
+    // As many processes as without pools, and spread in the same way.
+    assert_eq!((topology.processes(), estimate(&topology).processes), (37, 37));
+    assert_eq!(topology.balance(Role::Sync), Role::Sync.spec().balance);
+    assert_eq!(topology.named("sync").len(), 1);
+    let writer = topology.instance("event_persister_2").unwrap();
+    assert_eq!(
+        writer.client,
+        Some(Address::Tcp { host: "synapse-event-persister-2.svc".to_owned(), port: 8008 })
+    );
+}
+
+#[test]
+fn a_media_process_is_in_no_pool_while_it_does_what_is_done_by_name() {
+    for missing in ["media_background", "quarantined_media_changes"] {
+        let mut stack = with_pools();
+        stack.workers.insert(missing.to_owned(), WorkerGroup { count: Some(0), ..WorkerGroup::default() });
+        let topology = planned(&stack).unwrap();
+        assert!(topology.instance("media_repository_2").is_some(), "{missing}");
+        stack.workers.entry("media_repository".to_owned()).or_default().max_count = Some(3);
+        let message = refused(&stack);
+        let why = format!("`{missing}` makes other processes know it by name");
+        assert!(message.contains(&why), "{message}");
+    }
+}
+
+#[test]
+fn the_largest_pool_is_planned_for() {
+    let mut stack = with_pools();
+    let group = WorkerGroup { max_count: Some(6), ..WorkerGroup::default() };
+    stack.workers.insert("sync".to_owned(), group);
+    assert!(refused(&stack).starts_with(
+        "database.max_connections: 41 Synapse processes may open 220 database connections (with 15 kept"
+    ));
+    stack.database.max_connections = Some(220);
+    let topology = planned(&stack).unwrap();
+    assert_eq!(topology.instance("sync").unwrap().replicas.unwrap().max, 6);
+    assert_eq!((estimate(&topology).processes, estimate(&topology).connections), (41, 220));
+    // One media process is one too many for storage of its own if there may be more.
+    let mut stack = with_pools();
+    stack.media.shared_storage = false;
+    stack.workers.insert("media_background".to_owned(), WorkerGroup::default());
+    assert!(refused(&stack).starts_with("media.shared_storage: 5 media processes"));
+}
+
+#[test]
+fn a_largest_count_is_for_pools_and_no_smaller_than_the_first() {
+    let with = |name: &str, mut stack: Stack, group: WorkerGroup| {
+        stack.workers.insert(name.to_owned(), group);
+        refused(&stack)
+    };
+    let most = |max: u16| WorkerGroup { max_count: Some(max), ..WorkerGroup::default() };
+    insta::assert_snapshot!(with("sync", with_pools(), most(1)), @"workers.sync.max_count: the group `sync` may have 1 instances at most, but begins with 2; set a `max_count` of at least 2");
+    assert!(
+        with("sync", with_pools(), most(65)).starts_with("workers.sync.max_count: the group `sync` has 65")
+    );
+    insta::assert_snapshot!(with("receipts", with_pools(), most(3)), @"workers.receipts.max_count: `max_count` is for pools, and the group `receipts` is none: `receipts` makes other processes know it by name; set `count` instead, or give the group only roles that can be in a pool");
+    let mut stack = on_hosts();
+    stack.media.shared_storage = true;
+    insta::assert_snapshot!(with("sync", stack, most(3)), @"workers.sync.max_count: `max_count` is for pools, and the group `sync` is none: each of its processes has a name of its own; set `count` instead, or set `network.hosts.pools`");
+    // A process of the one would be called like the other.
+    let message =
+        with("receipts_1", with_pools_and(300), WorkerGroup { roles: Some(vec![Role::Sync]), ..most(1) });
+    assert!(
+        message.starts_with("workers.receipts_1: the pool `receipts_1` and a process of another group"),
+        "{message}"
+    );
+}
+
+#[test]
+fn nobody_restarts_when_a_pool_is_resized_or_named_otherwise() {
+    let mut old = with_pools_and(300);
+    let plan = |stack: &Stack| planned(stack).unwrap();
+    let mut new = old.clone();
+    new.workers.insert(
+        "sync".to_owned(),
+        WorkerGroup { count: Some(3), max_count: Some(8), ..WorkerGroup::default() },
+    );
+    let comparison = compare(&plan(&old), &plan(&new));
+    assert!(comparison.changes.iter().all(|c| c.action == Action::Keep), "{comparison:#?}");
+    assert!(!comparison.router);
+
+    let Network::Hosts(hosts) = &mut new.network else { unreachable!("they are on hosts") };
+    hosts.pools = Some(Pools { suffix: ".elsewhere".to_owned(), lookup: Lookup::Srv });
+    let comparison = compare(&plan(&old), &plan(&new));
+    assert!(comparison.changes.iter().all(|c| c.action == Action::Keep), "{comparison:#?}");
+    assert!(comparison.router);
+
+    // Without pools, other processes take their place, and those with names stay as they are.
+    let Network::Hosts(hosts) = &mut old.network else { unreachable!("they are on hosts") };
+    hosts.pools = None;
+    old.workers.clear();
+    let comparison = compare(&plan(&old), &plan(&with_pools_and(300)));
+    for change in &comparison.changes {
+        let name = &change.instance;
+        let elastic =
+            |t: &Topology| t.instance(name).is_some_and(|i| i.roles.iter().all(|role| role.spec().elastic));
+        let expected = match (elastic(&plan(&old)), elastic(&plan(&with_pools_and(300)))) {
+            (true, _) => Action::Stop,
+            (_, true) => Action::Start,
+            _ => Action::Keep,
+        };
+        assert_eq!(change.action, expected, "{name}");
+        if expected != Action::Keep {
+            assert_eq!(change.because, ["network.hosts.pools"], "{name}");
+        }
+    }
+}
+
+fn with_pools_and(max_connections: u32) -> Stack {
+    let mut stack = with_pools();
+    stack.database.max_connections = Some(max_connections);
+    stack
+}
+
 #[test]
 fn a_factor_for_all_caches_stands_in_one_place() {
     let mut stack = stack(Preset::Small);
@@ -296,6 +433,46 @@ fn no_two_listeners_share_an_address() {
     );
     stack.listen.metrics = Some("nowhere".to_owned());
     assert!(refused(&stack).starts_with("listen.metrics: `nowhere` is not an address and a port"));
+}
+
+#[test]
+fn the_router_may_listen_on_a_unix_socket() {
+    let mut stack = stack(Preset::Small);
+    stack.listen.address = "unix:/run/matrix.sock".to_owned();
+    insta::assert_snapshot!(refused(&stack), @"public_base_url: `unix:/run/matrix.sock` does not say under which URL clients reach the homeserver; set it to the URL of the proxy in front, such as `https://matrix.example.org`");
+    stack.public_base_url = Some("https://matrix.example.org".to_owned());
+    planned(&stack).unwrap();
+    for nowhere in ["unix:", "unix:matrix.sock", "unix:/run/", "/run/matrix.sock", "localhost:8008"] {
+        stack.listen.address = nowhere.to_owned();
+        let start = format!("listen.address: `{nowhere}` is not an address and a port");
+        assert!(refused(&stack).starts_with(&start), "{}", refused(&stack));
+    }
+    stack.listen.address = format!("unix:/{}", "x".repeat(107));
+    assert!(refused(&stack).starts_with("listen.address: the socket path "));
+    // Prometheus asks over TCP.
+    (stack.listen.address, stack.listen.metrics) = ("[::]:1".to_owned(), Some("unix:/run/m.sock".to_owned()));
+    assert!(refused(&stack).starts_with("listen.metrics: "));
+}
+
+#[test]
+fn load_balancers_are_known_by_their_networks() {
+    let from = |networks: &[&str]| ProxyProtocol {
+        from: networks.iter().map(|network| (*network).to_owned().try_into().unwrap()).collect(),
+    };
+    let some = from(&["10.0.0.0/8", "2001:db8::1"]);
+    for (address, allowed) in [
+        ("10.9.9.9", true),
+        ("11.0.0.1", false),
+        ("2001:db8::1", true),
+        ("2001:db8::2", false),
+        ("::ffff:10.0.0.1", false),
+    ] {
+        assert_eq!(some.allows(address.parse().unwrap()), allowed, "{address}");
+    }
+    assert!(from(&[]).allows("192.0.2.1".parse().unwrap()));
+    for bad in ["", "10.0.0.0/33", "load-balancer.example", "10.0.0.0/8,::/0"] {
+        assert!(Sources::try_from(bad.to_owned()).is_err(), "{bad}");
+    }
 }
 
 #[test]

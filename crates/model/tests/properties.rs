@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use model::{
-    Action, Address, App, Hosts, Network, Pool, Postgres, Preset, ROLES, RedisServer, Role, ServerName,
-    Stack, Stream, Tcp, WorkerGroup, compare, plan,
+    Action, Address, App, Hosts, Network, Pool, Pools, Postgres, Preset, ROLES, RedisServer, Role,
+    ServerName, Stack, Stream, Tcp, WorkerGroup, compare, plan,
 };
 use proptest::prelude::*;
 
@@ -17,9 +17,16 @@ fn any_group() -> impl Strategy<Value = WorkerGroup> {
     (
         proptest::option::of(proptest::collection::vec(any_role(), 0..4)),
         proptest::option::of(0u16..5),
+        proptest::option::weighted(0.2, 0u16..6),
         proptest::option::of((1u16..8, 1u16..12).prop_map(|(min, max)| Pool { min, max })),
     )
-        .prop_map(|(roles, count, pool)| WorkerGroup { roles, count, pool, ..WorkerGroup::default() })
+        .prop_map(|(roles, count, max_count, pool)| WorkerGroup {
+            roles,
+            count,
+            max_count,
+            pool,
+            ..WorkerGroup::default()
+        })
 }
 
 fn any_name() -> impl Strategy<Value = String> {
@@ -36,6 +43,7 @@ fn any_network() -> impl Strategy<Value = Network> {
         Just(Network::Unix),
         (1024u16..=65535).prop_map(|base_port| Network::Tcp(Tcp { base_port, ..Tcp::default() })),
         Just(Network::Hosts(Hosts::default())),
+        Just(Network::Hosts(Hosts { pools: Some(Pools::default()), ..Hosts::default() })),
     ]
 }
 
@@ -97,6 +105,13 @@ proptest! {
                 prop_assert!(i.roles.iter().all(|r| r.needs_media_process()));
                 prop_assert!(i.writes.iter().all(|s| *s == Stream::QuarantinedMediaChanges));
             }
+            // What has no name of its own is in no list by which processes find or tell each other.
+            if i.is_pool() {
+                prop_assert!(i.writes.is_empty() && !i.replication && i.client.is_some());
+                for role in [Role::Background, Role::UserDir, Role::Pusher, Role::FederationSender, Role::MediaBackground] {
+                    prop_assert!(!i.has(role) && topology.serving(role).1[0] != i || role == Role::UserDir);
+                }
+            }
             let idle = [Role::Background, Role::Pusher, Role::FederationSender, Role::MediaBackground];
             if i.roles.iter().all(|r| idle.contains(r)) {
                 prop_assert!(i.client.is_none());
@@ -105,12 +120,12 @@ proptest! {
         if media_exists {
             prop_assert!(all.iter().any(|i| i.app == App::Media && i.client.is_some()));
         }
-        let media = all.iter().filter(|i| i.app == App::Media).count();
+        let media: u32 = all.iter().filter(|i| i.app == App::Media).map(model::Instance::processes).sum();
         prop_assert!(media <= 1 || stack.media.shared_storage || !matches!(stack.network, Network::Hosts(_)));
 
         let addresses: Vec<&Address> = all.iter().flat_map(|i| i.client.iter().chain([&i.private])).collect();
         prop_assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
-        let pools: u32 = all.iter().map(|i| u32::from(i.pool.max)).sum();
+        let pools: u32 = all.iter().map(|i| u32::from(i.pool.max) * i.processes()).sum();
         prop_assert!(pools < topology.max_connections());
         for spec in &ROLES {
             let (_, serving) = topology.serving(spec.role);

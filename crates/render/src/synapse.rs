@@ -52,21 +52,100 @@ const PRIVATE_NETWORKS: [&str; 27] = [
     "ff00::/8",
 ];
 
-/// The configuration files of every Synapse process: `shared.yaml`, then `NAME.yaml` of each, in the order of
-/// [`Topology::instances`].
+/// The configuration files of every Synapse process that has a name: `shared.yaml`, then `NAME.yaml` of each, in the order
+/// of [`Topology::instances`]. The processes of pools are not among them: see [`synapse_instance()`].
 pub fn synapse(topology: &Topology, layout: &Layout) -> Vec<RenderedFile> {
     let renderer = Renderer { topology, stack: topology.stack(), layout };
+    let named = topology.instances().iter().filter(|instance| !instance.is_pool());
     std::iter::once(renderer.shared())
-        .chain(topology.instances().iter().map(|instance| renderer.instance(instance)))
+        .chain(named.map(|instance| renderer.instance(instance, &instance.name)))
         .collect()
 }
 
-/// The configuration files of one Synapse process: `shared.yaml` and `NAME.yaml`, byte for byte those that
-/// [`synapse()`] makes. None if the topology has no process of this name.
-pub fn synapse_instance(topology: &Topology, layout: &Layout, instance: &str) -> Option<Vec<RenderedFile>> {
+/// The configuration files of one Synapse process: `shared.yaml` and `INSTANCE.yaml`, byte for byte those that [`synapse()`]
+/// makes. A process of a pool reads the files of the pool, in which stands its own `name`.
+pub fn synapse_instance(
+    topology: &Topology,
+    layout: &Layout,
+    instance: &str,
+    name: Option<&str>,
+) -> Result<Vec<RenderedFile>, InstanceError> {
+    let found = topology.instance(instance).ok_or_else(|| InstanceError::Unknown {
+        instance: instance.to_owned(),
+        known: topology.instances().iter().map(|i| i.name.clone()).collect(),
+    })?;
+    let name = match (found.is_pool(), name) {
+        (false, None) => &found.name,
+        (false, Some(_)) => return Err(InstanceError::Named { instance: instance.to_owned() }),
+        (true, None) => return Err(InstanceError::Nameless { instance: instance.to_owned() }),
+        (true, Some(name)) if !is_process_name(name) => {
+            return Err(InstanceError::BadName { name: name.to_owned() });
+        }
+        (true, Some(name)) if name == "master" || topology.instance(name).is_some() => {
+            return Err(InstanceError::NameTaken { name: name.to_owned() });
+        }
+        (true, Some(name)) => name,
+    };
     let renderer = Renderer { topology, stack: topology.stack(), layout };
-    let instance = topology.instance(instance)?;
-    Some(vec![renderer.shared(), renderer.instance(instance)])
+    Ok(vec![renderer.shared(), renderer.instance(found, name)])
+}
+
+/// The longest name of a pod on Kubernetes, in bytes.
+const MAX_PROCESS_NAME: usize = 253;
+
+/// Whether a process of a pool may be called so: like a pod, or like a process with `_`.
+fn is_process_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= MAX_PROCESS_NAME
+        && name.bytes().next().is_some_and(plain)
+        && name.bytes().all(|b| plain(b) || matches!(b, b'-' | b'_' | b'.'))
+}
+
+/// A process cannot be configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InstanceError {
+    /// The topology has no such process or pool.
+    #[error("there is no process `{instance}`; this stack has {}", .known.join(", "))]
+    Unknown {
+        /// What was asked for.
+        instance: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A process of a pool, and no name for it.
+    #[error(
+        "`{instance}` is a pool, and each of its processes needs a name that no other has; give one with `--name`, such as \
+         its pod's or its host's"
+    )]
+    Nameless {
+        /// The pool.
+        instance: String,
+    },
+    /// A name for a process that has one.
+    #[error(
+        "the process `{instance}` has its name from the stack, by which the others know it; leave `--name` away"
+    )]
+    Named {
+        /// The process.
+        instance: String,
+    },
+    /// A name that no process can have.
+    #[error(
+        "`{name}` cannot be a process's name; use lower-case letters, digits, `-`, `_` and `.`, a letter or digit first, at \
+         most {MAX_PROCESS_NAME} characters"
+    )]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// A name that means another process.
+    #[error(
+        "`{name}` is what the stack calls another process or pool; give this one a name of its own with `--name`"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
 }
 
 /// The command line of a Synapse process, behind `python -m MODULE` with the module of [`App::module`]: its
@@ -122,17 +201,18 @@ impl Renderer<'_> {
         RenderedFile { path: SHARED.into(), contents: document(&comment, &sections) }
     }
 
-    fn instance(&self, instance: &Instance) -> RenderedFile {
-        let name = &instance.name;
+    /// The file of a process that is called so: like the instance, unless that is a pool.
+    fn instance(&self, instance: &Instance, name: &str) -> RenderedFile {
         let roles: Vec<&str> = instance.roles.iter().map(|role| role.spec().name).collect();
         let heading = format!(
-            "Synapse's options for the process `{name}`. Its roles: {}.\n\
+            "Synapse's options for the process `{name}`{}. Its roles: {}.\n\
              Generated by matrix-stack from stack.yaml: changes made here are lost, make them there.",
+            if instance.is_pool() { format!(" of the pool `{}`", instance.name) } else { String::new() },
             roles.join(", ")
         );
         RenderedFile {
-            path: format!("{name}.yaml").into(),
-            contents: document(&heading, &self.own_sections(instance)),
+            path: format!("{}.yaml", instance.name).into(),
+            contents: document(&heading, &self.own_sections(instance, name)),
         }
     }
 
@@ -322,7 +402,7 @@ impl Renderer<'_> {
         }
     }
 
-    fn own_sections(&self, instance: &Instance) -> Vec<Section> {
+    fn own_sections(&self, instance: &Instance, name: &str) -> Vec<Section> {
         let mut process = Map::new();
         // No `log_config`: Synapse then logs at INFO to stderr, which the runtime leads to the process's log file and a
         // container's engine collects, and each process is some MiB smaller.
@@ -330,7 +410,7 @@ impl Renderer<'_> {
             "listeners"
         } else {
             process.insert("worker_app".to_owned(), instance.app.module().into());
-            process.insert("worker_name".to_owned(), instance.name.as_str().into());
+            process.insert("worker_name".to_owned(), name.into());
             "worker_listeners"
         };
         if instance.enable_media_repo {
@@ -339,7 +419,7 @@ impl Renderer<'_> {
         let mut sections = vec![
             section("The process.", Value::Object(process)),
             section(listener_title(&self.stack.network), json!({ listeners: self.listeners(instance) })),
-            section("The database.", self.database(instance.pool, Some(&instance.name))),
+            section("The database.", self.database(instance.pool, Some(name))),
         ];
         // Synapse replaces these options whole, so what is shared has to be said again.
         let extra_caches = instance.extra.get("caches");

@@ -37,6 +37,8 @@ async fn check(state: Weak<State>, instance: Arc<Instance>) {
             }
             let settings = active.settings();
             let finding = probe(&mut connection, &instance, settings).await;
+            // It may have been before.
+            let _ = instance.checked.set(());
             if instance.note(finding, settings) {
                 state.available();
             }
@@ -61,7 +63,7 @@ type Connection = SendRequest<Empty<Bytes>>;
 
 /// Connects, or finds out what keeps it from that.
 async fn open(instance: &Instance, settings: &Settings) -> Result<Connection, Finding> {
-    let socket = match timeout(settings.connect_timeout, connect(&instance.address)).await {
+    let socket = match timeout(settings.connect_timeout, connect(instance, settings.connect_timeout)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(_)) => return Err(Finding::Refused),
         Err(_) => return Err(Finding::Unhealthy),

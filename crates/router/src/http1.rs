@@ -43,6 +43,7 @@ pub(crate) enum Kind {
     Expect,
     Forwarded,
     Host,
+    TraceParent,
     TransferEncoding,
     UserAgent,
     XForwardedFor,
@@ -65,6 +66,7 @@ fn kind(name: &[u8]) -> Kind {
         10 if is("connection") => Kind::Connection,
         10 if is("user-agent") => Kind::UserAgent,
         10 if is("keep-alive") => Kind::HopByHop,
+        11 if is("traceparent") => Kind::TraceParent,
         12 if is("x-request-id") => Kind::XRequestId,
         13 if is("authorization") => Kind::Authorization,
         14 if is("content-length") => Kind::ContentLength,
@@ -90,6 +92,7 @@ pub(crate) struct Header {
 /// Where something stands in a head.
 #[expect(clippy::cast_possible_truncation, reason = "heads are far shorter than 4 GiB")]
 fn range_in(whole: &[u8], part: &[u8]) -> Range<u32> {
+    debug_assert!(part.is_empty() || whole.as_ptr_range().contains(&part.as_ptr()), "no part of it");
     let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize) as u32;
     start..start + part.len() as u32
 }
@@ -239,11 +242,6 @@ impl RequestHead {
     pub(crate) fn values(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
         self.headers.iter().filter(move |header| header.kind == kind).map(|header| self.value(header))
     }
-
-    /// The first value of a kind, as text.
-    pub(crate) fn text(&self, kind: Kind) -> Option<&str> {
-        self.values(kind).next().and_then(|value| std::str::from_utf8(value).ok())
-    }
 }
 
 /// Authority, if any, and path with query of a request's target: in origin form, absolute form or `*`.
@@ -257,9 +255,10 @@ fn split_target(target: &str) -> Option<(Option<&str>, &str)> {
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    // Whoever leaves the path out means the root.
+    // Whoever leaves the path out means the root: a part of the target too, for it is kept as a range of the head.
+    let root = &target[scheme.len() + 1..scheme.len() + 2];
     (!authority.is_empty() && (path.is_empty() || path.starts_with('/')))
-        .then_some((Some(authority), if path.is_empty() { "/" } else { path }))
+        .then_some((Some(authority), if path.is_empty() { root } else { path }))
 }
 
 /// The comma-separated names in a header's value.
@@ -407,7 +406,10 @@ impl ResponseHead {
             framing => framing,
         };
         head.keep_alive &= head.framing != Framing::Close;
-        head.plain &= head.framing != Framing::Close && !has_bare_newline(&bytes[..length]);
+        // Empty lines before it are no part of it either.
+        head.plain &= head.framing != Framing::Close
+            && bytes.starts_with(b"HTTP/")
+            && !has_bare_newline(&bytes[..length]);
         head.bytes = bytes.split_to(length);
         Ok(Some(head))
     }
@@ -543,7 +545,11 @@ enum Chunk {
         size: u64,
         digits: u8,
     },
-    /// Behind the size: extensions.
+    /// Behind the size: blanks, behind which extensions may begin.
+    Blank {
+        size: u64,
+    },
+    /// In the extensions.
     Extension {
         size: u64,
     },
@@ -559,10 +565,15 @@ enum Chunk {
     DataEnd {
         returned: bool,
     },
-    /// In the trailers: bytes of the line so far, and whether its carriage return was there.
-    Trailer {
-        length: usize,
-        returned: bool,
+    /// In the name of a trailer; whether anything of it was there.
+    TrailerName {
+        begun: bool,
+    },
+    /// In the value of a trailer.
+    TrailerValue,
+    /// Behind the carriage return of a trailer's line; whether the line was empty.
+    TrailerEnd {
+        empty: bool,
     },
     Over,
 }
@@ -599,23 +610,36 @@ impl Chunks {
             (Chunk::Size { size, digits }, digit) if digit.is_ascii_hexdigit() && digits < 15 => {
                 Chunk::Size { size: size * 16 + u64::from(hex(digit)), digits: digits + 1 }
             }
-            (Chunk::Size { size, .. } | Chunk::Extension { size }, b'\r') => Chunk::SizeEnd { size },
-            (Chunk::Size { size, .. }, b';' | b' ' | b'\t') => Chunk::Extension { size },
-            (Chunk::Extension { size }, byte) if byte != b'\n' => {
+            (Chunk::Size { size, .. } | Chunk::Blank { size } | Chunk::Extension { size }, b'\r') => {
+                Chunk::SizeEnd { size }
+            }
+            (Chunk::Size { size, .. } | Chunk::Blank { size }, b' ' | b'\t') => {
+                self.ignore()?;
+                Chunk::Blank { size }
+            }
+            (Chunk::Size { size, .. } | Chunk::Blank { size }, b';') => Chunk::Extension { size },
+            (Chunk::Extension { size }, byte) if is_text(byte) => {
                 self.ignore()?;
                 Chunk::Extension { size }
             }
-            (Chunk::SizeEnd { size: 0 }, b'\n') => Chunk::Trailer { length: 0, returned: false },
+            (Chunk::SizeEnd { size: 0 } | Chunk::TrailerEnd { empty: false }, b'\n') => {
+                Chunk::TrailerName { begun: false }
+            }
             (Chunk::SizeEnd { size }, b'\n') => Chunk::Data { left: size },
             (Chunk::DataEnd { returned: false }, b'\r') => Chunk::DataEnd { returned: true },
             (Chunk::DataEnd { returned: true }, b'\n') => Chunk::Start,
-            (Chunk::Trailer { length, returned: false }, b'\r') => Chunk::Trailer { length, returned: true },
-            (Chunk::Trailer { length: 0, returned: true }, b'\n') => Chunk::Over,
-            (Chunk::Trailer { returned: true, .. }, b'\n') => Chunk::Trailer { length: 0, returned: false },
-            (Chunk::Trailer { length, returned: false }, byte) if byte != b'\n' => {
+            (Chunk::TrailerName { begun: false }, b'\r') => Chunk::TrailerEnd { empty: true },
+            (Chunk::TrailerName { begun: true }, b':') => Chunk::TrailerValue,
+            (Chunk::TrailerName { .. }, byte) if is_token(byte) => {
                 self.ignore()?;
-                Chunk::Trailer { length: length + 1, returned: false }
+                Chunk::TrailerName { begun: true }
             }
+            (Chunk::TrailerValue, b'\r') => Chunk::TrailerEnd { empty: false },
+            (Chunk::TrailerValue, byte) if is_text(byte) => {
+                self.ignore()?;
+                Chunk::TrailerValue
+            }
+            (Chunk::TrailerEnd { empty: true }, b'\n') => Chunk::Over,
             _ => return Err(BadBody),
         })
     }
@@ -624,6 +648,16 @@ impl Chunks {
         self.ignored += 1;
         if self.ignored > MAX_IGNORED { Err(BadBody) } else { Ok(()) }
     }
+}
+
+/// Whether a byte may stand in a value: not a control character, but for the tab.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || !byte.is_ascii_control()
+}
+
+/// Whether a byte may stand in a name (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn hex(digit: u8) -> u8 {
@@ -711,6 +745,11 @@ mod tests {
         };
         let plain = "Server: x\r\nContent-Length: 5\r\n";
         assert_eq!(written(plain, true, true), format!("HTTP/1.1 200 Fine\r\n{plain}\r\n"));
+        let late = format!("\r\n\r\nHTTP/1.1 200 Fine\r\n{plain}\r\n");
+        let mut out = Vec::new();
+        let head = response(&late, &Method::GET).expect("good").expect("whole");
+        head.write(true, true, &mut out);
+        assert!(out.starts_with(b"HTTP/1.1 200 Fine\r\n"), "without the lines before it");
         assert_eq!(
             written(plain, false, false),
             "HTTP/1.0 200 Fine\r\nServer: x\r\nContent-Length: 5\r\nconnection: close\r\n\r\n"
@@ -767,7 +806,13 @@ mod tests {
             "+5\r\nhello\r\n0\r\n\r\n",
             "5 \n\r\nhello\r\n0\r\n\r\n",
             "fffffffffffffffff\r\n",
+            "5 hello\r\nhello\r\n0\r\n\r\n",
+            "5;\0\r\nhello\r\n0\r\n\r\n",
             "0\r\nTrailer: x\n\r\n",
+            "0\r\nTrailer\r\n\r\n",
+            "0\r\n: x\r\n\r\n",
+            "0\r\n Trailer: x\r\n\r\n",
+            "0\r\nTrailer: \0\r\n\r\n",
             "0\r\r\n",
         ] {
             assert_eq!(read(Framing::Chunked, bad.as_bytes(), &[]), None, "{bad:?}");
@@ -827,7 +872,7 @@ mod tests {
             for text in [text, with_host] {
                 let Ok(Some(head)) = parse(&text) else { continue };
                 let Ok(framing) = head.framing else { continue };
-                let from = From { peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), trust: false, proto: "http", request_id: "id" };
+                let from = From { peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), believed: 0, proto: "http", request_id: "id" };
                 let mut out = Vec::new();
                 let length = match framing { Framing::Length(length) => Some(length), Framing::Chunked => Some(7), _ => None };
                 write_request(&head, from, length_to_tell(framing, length), &mut out);

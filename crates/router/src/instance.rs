@@ -1,13 +1,15 @@
 //! One Synapse process as the router sees it: how it stands, and what is in flight on it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use model::Address;
 use routes::CLASSES;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SetOnce};
 
 use crate::balance;
 use crate::metrics::Own;
@@ -163,12 +165,17 @@ pub(crate) struct Instance {
     pub id: u64,
     pub name: Arc<str>,
     pub address: Address,
+    /// Where to connect, in the order in which it is tried: what its host's name means, for one that has a name. Empty for
+    /// a unix socket.
+    addresses: ArcSwap<Vec<SocketAddr>>,
     pub seed: u64,
     /// Whether it is [`Standing::Ready`], so that the usual case takes no lock.
     readiness: AtomicU8,
     health: Mutex<Health>,
     in_flight: AtomicU32,
     in_flight_by_class: Box<[AtomicU32]>,
+    /// Those of them that would be sent again if this instance ended now.
+    replaceable: AtomicU32,
     /// Which connections may be used again: those made since it was last told to forget them.
     epoch: AtomicU64,
     /// Connections that lie ready, of all threads.
@@ -179,6 +186,8 @@ pub(crate) struct Instance {
     pub own: Own,
     /// Rings when a request ends.
     pub ended: Notify,
+    /// Whether it was checked once.
+    pub checked: SetOnce<()>,
     /// Wakes its health checker.
     pub check: Notify,
 }
@@ -194,18 +203,26 @@ impl Instance {
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
+            addresses: ArcSwap::from_pointee(match &address {
+                Address::Tcp { host, port } => {
+                    host.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, *port)).into_iter().collect()
+                }
+                Address::Unix { .. } => Vec::new(),
+            }),
             address,
             seed: balance::seed(name),
             readiness: AtomicU8::new(READY),
             health: Mutex::new(Health::new()),
             in_flight: AtomicU32::new(0),
             in_flight_by_class: CLASSES.iter().map(|_| AtomicU32::new(0)).collect(),
+            replaceable: AtomicU32::new(0),
             epoch: AtomicU64::new(0),
             idle: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             own: Own::new(),
             ended: Notify::new(),
+            checked: SetOnce::new(),
             check: Notify::new(),
         }
     }
@@ -263,6 +280,42 @@ impl Instance {
         self.change(|health| *health = Health::new())
     }
 
+    /// Where to connect, in the order in which it is tried.
+    pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
+        self.addresses.load_full()
+    }
+
+    /// Takes note of what its host's name means now. Requests on their way finish where they are.
+    pub(crate) fn set_addresses(&self, addresses: &[SocketAddr]) {
+        let before = self.addresses();
+        if *before == addresses {
+            return;
+        }
+        self.addresses.store(Arc::new(addresses.to_vec()));
+        if !before.iter().all(|address| addresses.contains(address)) {
+            self.forget_connections();
+        }
+        self.check.notify_one();
+    }
+
+    /// Waits until no request is in flight on it.
+    pub(crate) async fn is_idle(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Whether it is away, or about to go, because somebody wants it so.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let health = lock(&self.health);
+        health.draining || health.held.is_some()
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.readiness.load(Ordering::Acquire) == READY
     }
@@ -295,6 +348,19 @@ impl Instance {
         Some(Lease { instance: self.clone(), class })
     }
 
+    /// Requests in flight that would be lost if it ended now.
+    pub(crate) fn irreplaceable(&self) -> u32 {
+        // Read in this order, no request counts as replaceable that is not in flight.
+        let replaceable = self.replaceable.load(Ordering::Acquire);
+        self.in_flight().saturating_sub(replaceable)
+    }
+
+    /// Counts a request as one that would be sent again, as long as the result lives.
+    pub(crate) fn replaceable(&self) -> Replaceable<'_> {
+        self.replaceable.fetch_add(1, Ordering::AcqRel);
+        Replaceable(self)
+    }
+
     /// The epoch in which a connection is made; only in the same one it may be used again.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -303,6 +369,15 @@ impl Instance {
     /// Has the connections that lie ready closed, for whoever was at the other end is gone.
     pub(crate) fn forget_connections(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// A request in flight that would be sent again if its instance ended.
+pub(crate) struct Replaceable<'a>(&'a Instance);
+
+impl Drop for Replaceable<'_> {
+    fn drop(&mut self) {
+        self.0.replaceable.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

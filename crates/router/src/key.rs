@@ -59,14 +59,9 @@ pub(crate) fn access_token(head: &RequestHead) -> Option<Cow<'_, str>> {
 }
 
 /// The first value of a query parameter, decoded.
-pub(crate) fn query_value<'a>(path_and_query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+fn query_value<'a>(path_and_query: &'a str, name: &str) -> Option<Cow<'a, str>> {
     let (_, query) = path_and_query.split_once('?')?;
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // The usual case without an escape compares in place.
-        (key == name || (key.contains('%') && percent_decode_str(key).eq(name.bytes())))
-            .then(|| percent_decode_str(value).decode_utf8_lossy())
-    })
+    routes::parameter(query, name).map(|value| percent_decode_str(value).decode_utf8_lossy())
 }
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -201,7 +196,7 @@ pub(crate) fn loggable(path_and_query: &str) -> String {
     let mut out = String::with_capacity(path_and_query.len().min(MAX_LOGGED_PATH));
     out.push_str(path);
     let mut separator = '?';
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    for pair in query.split(routes::SEPARATORS).filter(|pair| !pair.is_empty()) {
         let name = pair.split_once('=').map_or(pair, |(name, _)| name);
         let name = percent_decode_str(name).decode_utf8_lossy();
         if !SECRET_PARAMETERS.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
@@ -239,6 +234,8 @@ mod tests {
         assert_eq!(token(Some("bearer  abc "), "/x").as_deref(), Some("abc"));
         assert_eq!(token(None, "/x?a=b&access_token=q%2Fr&c").as_deref(), Some("q/r"));
         assert_eq!(token(None, "/x?access%5Ftoken=q").as_deref(), Some("q"));
+        // As Twisted separates.
+        assert_eq!(token(None, "/x?a=1;access_token=b&user_id=c").as_deref(), Some("b"));
         assert_eq!(token(Some("Basic abc"), "/x?access_token=q"), None);
         assert_eq!(token(None, "/x?access_token="), None);
         assert_eq!(token(None, "/x"), None);
@@ -286,6 +283,7 @@ mod tests {
     fn secrets_never_reach_the_log() {
         assert_eq!(loggable("/a/b?since=s1&access_token=SECRET&x=%20"), "/a/b?since=s1&x=%20");
         assert_eq!(loggable("/a?access%5ftoken=SECRET"), "/a");
+        assert_eq!(loggable("/a?x=1;access_token=SECRET;y=2"), "/a?x=1&y=2");
         assert_eq!(loggable("/a?Access_Token=SECRET&loginToken=SECRET&code=SECRET"), "/a");
         assert_eq!(loggable("/a"), "/a");
         assert!(loggable(&format!("/{}", "ä".repeat(5000))).len() <= MAX_LOGGED_PATH + 3);

@@ -7,12 +7,14 @@
 //! Deciding (`key`, `balance`, `failure`, `headers`, and the crate `routes`) and reading HTTP (`http1`) is
 //! pure. `engine` runs a thread for each core, each with its own connections (`client`, `upstream`) over `stream`s that
 //! `io_uring` or epoll moves; `proxy` is the life of a request. `front` accepts connections and hands them to the threads.
+//! `dns` looks names up, and `names` puts into effect what was found.
 
 mod access;
 mod answer;
 mod attempt;
 mod balance;
 mod client;
+mod dns;
 mod engine;
 mod failure;
 mod front;
@@ -23,8 +25,10 @@ mod http2;
 mod instance;
 mod key;
 mod metrics;
+mod names;
 mod payload;
 mod pick;
+mod proxied;
 mod proxy;
 mod record;
 mod reply;
@@ -39,6 +43,7 @@ mod whoami;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -60,10 +65,12 @@ pub use settings::Settings;
 pub use snapshot::{Snapshot, SnapshotError};
 pub use tls::TlsError;
 
+use dns::Resolver;
 use engine::Engine;
 use front::Purpose;
 use http1::{HeadLimits, RequestHead};
 use key::Known;
+use names::Names;
 use pick::{Choice, Pick};
 use snapshot::Active;
 use state::{Phase, Shared, State};
@@ -77,6 +84,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// How they do it.
     pub transport: Transport,
+    /// The DNS server that is asked for the names of hosts, as they stand. Default: what `/etc/resolv.conf` says.
+    pub dns_server: Option<SocketAddr>,
 }
 
 /// The router could not start.
@@ -113,6 +122,17 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Router {
     state: Shared,
+}
+
+/// A pause of a router, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Pause(Router);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0.state.pauses.fetch_sub(1, Ordering::AcqRel);
+        self.0.state.available();
+    }
 }
 
 /// The head of a request, for [`Router::decide`].
@@ -182,40 +202,69 @@ impl Router {
         let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = options.threads.unwrap_or_else(cores);
         let engine = Engine::start(threads, options.transport, &phase).map_err(StartError::Thread)?;
-        let state = State::new(Active::new(snapshot, None), writer, phase, engine);
+        let active = Active::new(Arc::new(snapshot), None, &Names::new());
+        let resolver = Resolver::new(options.dns_server);
+        let state = State::new(active, writer, phase, engine, resolver);
         let router = Self { state: Arc::new(state) };
         for (instance, _) in &router.state.active.load().instances {
             health::start(&router.state, instance);
         }
+        names::follow(&router.state, &mut names::lock(&router.state));
         tokio::spawn(renew_certificates(Arc::downgrade(&router.state)));
         Ok(router)
     }
 
     /// Serves clients and other servers on a listener, until [`Router::shutdown`]. May be called for several.
     pub fn serve(&self, listener: impl Into<Listener>) -> impl Future<Output = ()> + Send + 'static {
+        self.serve_until(listener, std::future::pending())
+    }
+
+    /// The same until `end` comes, if that is earlier. Connections that were accepted go on.
+    pub fn serve_until(
+        &self,
+        listener: impl Into<Listener>,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
         // Counted from now on, not from when the future first runs, so that the end waits for it.
-        front::serve_public(front::Listening::new(self.state.clone()), listener.into())
+        front::serve_public(front::Listening::new(self.state.clone()), listener.into(), end)
     }
 
     /// Serves `/metrics`, `/health` and `/ready` on a listener, until the end of [`Router::shutdown`].
     pub fn serve_private(&self, listener: impl Into<Listener>) -> impl Future<Output = ()> + Send + 'static {
-        front::serve(self.state.clone(), listener.into(), Purpose::Private)
+        self.serve_private_until(listener, std::future::pending())
+    }
+
+    /// The same until `end` comes, if that is earlier.
+    pub fn serve_private_until(
+        &self,
+        listener: impl Into<Listener>,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        front::serve(self.state.clone(), listener.into(), Purpose::Private, end)
     }
 
     /// Replaces table, instances and settings. Instances with the same name and address go on with their health, their
-    /// connections and their requests; requests on others finish. What waits is decided anew. Opens the access log
+    /// connections and their requests; requests on others finish, as on drained ones. What waits is decided anew. Opens the access log
     /// anew. The sizes of the whoami cache stay as they were at the start.
     pub fn reload(&self, snapshot: Snapshot) {
-        let before = self.state.active.load_full();
-        let active = Arc::new(Active::new(snapshot, Some(&before)));
-        self.state.active.store(active.clone());
-        for (instance, _) in &active.instances {
-            if !before.instances.iter().any(|(known, _)| Arc::ptr_eq(known, instance)) {
-                health::start(&self.state, instance);
+        let mut names = names::lock(&self.state);
+        names::activate(&self.state, Arc::new(snapshot), &names);
+        names::follow(&self.state, &mut names);
+        drop(names);
+        self.state.access.reopen();
+    }
+
+    /// Waits until the name of every instance was looked up once, for at most this long: before that, those that are reached
+    /// by a name count as away. Whether it was in time.
+    pub async fn resolved(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        let mut news = self.state.availability.subscribe();
+        while !names::all_asked(&self.state) {
+            if !matches!(timeout_at(until, news.changed()).await, Ok(Ok(()))) {
+                return false;
             }
         }
-        self.state.access.reopen();
-        self.state.available();
+        true
     }
 
     /// Keeps requests from an instance that is about to be restarted: they go to another of its role, or wait for
@@ -240,17 +289,38 @@ impl Router {
         self.with(instance, |instance| instance.drain())
     }
 
-    /// Waits until no request is in flight on an instance, for at most this long; returns how many still are.
-    pub async fn idle(&self, instance: &str, within: Duration) -> usize {
+    /// Waits until an instance may end without a loss, for at most this long; returns how many requests would still be
+    /// lost. Those that the router would send again, long polls above all, are none of them.
+    pub async fn settled(&self, instance: &str, within: Duration) -> usize {
+        self.settle(within, |name| name == instance).await
+    }
+
+    /// The same for all instances together.
+    pub async fn all_settled(&self, within: Duration) -> usize {
+        self.settle(within, |_| true).await
+    }
+
+    async fn settle(&self, within: Duration, which: impl Fn(&str) -> bool) -> usize {
+        /// Who has just been given an instance may not have been counted yet.
+        const LOOK_AGAIN: Duration = Duration::from_millis(5);
         let until = Instant::now() + within;
-        let Some(instance) = self.state.active.load().instance(instance).cloned() else { return 0 };
         loop {
-            let ended = instance.ended.notified();
-            let in_flight = instance.in_flight();
-            if in_flight == 0 || timeout_at(until, ended).await.is_err() {
-                return in_flight as usize;
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let active = self.state.active.load();
+            let busy = active.busy().filter(|instance| which(&instance.name));
+            let lost: u32 = busy.map(|instance| instance.irreplaceable()).sum();
+            if lost == 0 || Instant::now() >= until {
+                return lost as usize;
             }
         }
+    }
+
+    /// Keeps new requests from every instance until the result is dropped: they wait, for
+    /// [`Settings::pause_patience`] at most. Requests in flight go on.
+    #[must_use]
+    pub fn pause(&self) -> Pause {
+        self.state.pauses.fetch_add(1, Ordering::AcqRel);
+        Pause(self.clone())
     }
 
     fn with(&self, name: &str, act: impl FnOnce(&Arc<instance::Instance>)) -> bool {
@@ -260,6 +330,16 @@ impl Router {
             act(instance);
         }
         instance.is_some()
+    }
+
+    /// Waits until it is known of every instance how it stands, for at most this long.
+    pub async fn checked(&self, within: Duration) {
+        let until = Instant::now() + within;
+        for (instance, _) in &self.state.active.load_full().instances {
+            if timeout_at(until, instance.checked.wait()).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// How it is doing.
@@ -308,10 +388,8 @@ impl Router {
     /// nobody could take it. A user whom only Synapse could name counts as unknown.
     pub fn decide(&self, Head(head): &Head) -> Option<(&'static Class, Role, Arc<str>)> {
         let active = &*self.state.active.load();
-        let Decision::Forward(forward) = active.snapshot.matcher.decide(head.method.as_str(), head.target())
-        else {
-            return None;
-        };
+        let decision = headers::decide(&active.snapshot.matcher, head.method.as_str(), head.target());
+        let Decision::Forward(forward) = decision else { return None };
         let (chain, class) = (&forward.route.chain, forward.route.class);
         let key = active.is_hashed(forward.route).then(|| key::of(head, &forward, None));
         let key = if let Some(Known::Key(hash, _)) = key { Some(hash) } else { None };
@@ -342,6 +420,17 @@ impl Router {
         state.advance(Phase::Cut);
         self.connections_closed(FAREWELL).await;
         Shutdown { finished: under_way.saturating_sub(cut), cut }
+    }
+
+    /// Stops where another router listens on the same sockets: nobody may serve them here any more. Connections that lie
+    /// idle are kept for `linger`, so that no client finds one closed that it is about to use; the next answer on each is its
+    /// last. Then it stops as [`Router::shutdown`] does, by the same deadline.
+    pub async fn leave(&self, linger: Duration, deadline: Duration) -> Shutdown {
+        let under_way = self.state.under_way.load(Ordering::Acquire);
+        self.state.advance(Phase::Leaving);
+        self.connections_closed(linger.min(deadline)).await;
+        let end = self.shutdown(deadline.saturating_sub(linger)).await;
+        Shutdown { finished: under_way.saturating_sub(end.cut), ..end }
     }
 
     async fn connections_closed(&self, within: Duration) {

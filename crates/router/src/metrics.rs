@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use model::Role;
+use model::{ROLES, Role};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
@@ -19,7 +19,7 @@ use routes::{CLASSES, Class};
 use crate::failure::{Blame, Failure};
 use crate::instance::Instance;
 
-/// Label names with values: of one text each, all from small fixed sets (roles, instances, classes, outcomes).
+/// Label names with values: of one text each, all from small sets (roles, instances, classes, outcomes).
 type Labels<const N: usize> = [(&'static str, Arc<str>); N];
 type StaticLabels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -38,8 +38,10 @@ pub(crate) struct Metrics {
     pub unknown_paths: Counter,
     closed: Family<StaticLabels<1>, Counter>,
     whoami: Family<StaticLabels<1>, Counter>,
+    dns_lookups: Family<Labels<2>, Counter>,
     pub connections_opened: Counter,
     pub malformed: Counter,
+    unproxied: Family<StaticLabels<1>, Counter>,
     pub access_log_dropped: Counter,
     pub look: Look,
 }
@@ -53,6 +55,7 @@ pub(crate) struct Look {
     role: Family<Labels<2>, Gauge>,
     queued: Family<StaticLabels<2>, Gauge>,
     waiting: Family<StaticLabels<1>, Gauge>,
+    pool_members: Family<Labels<1>, Gauge>,
     pub connections: Gauge,
     pub whoami_entries: Gauge,
 }
@@ -208,10 +211,22 @@ impl Metrics {
         registry.register("closed", "Requests for paths that are closed here, by kind", closed.clone());
         let whoami = Family::default();
         registry.register("whoami", "Looking up whose an access token is, by result", whoami.clone());
+        let dns_lookups = Family::default();
+        registry.register(
+            "dns_lookups",
+            "Looking up instances' names, by name and result",
+            dns_lookups.clone(),
+        );
         let connections_opened = Counter::default();
         registry.register("connections_opened", "Client connections accepted", connections_opened.clone());
         let malformed = Counter::default();
         registry.register("malformed", "Client connections closed for breaking HTTP", malformed.clone());
+        let unproxied = Family::default();
+        registry.register(
+            "proxy_protocol_refused",
+            "Client connections closed for not beginning as the PROXY protocol has it, by reason",
+            unproxied.clone(),
+        );
         let access_log_dropped = Counter::default();
         registry.register(
             "access_log_dropped",
@@ -228,6 +243,11 @@ impl Metrics {
             "waiting",
             "Requests that wait for an instance to come back, by role",
             look.waiting.clone(),
+        );
+        registry.register(
+            "pool_members",
+            "Processes that the DNS has behind a pool's name",
+            look.pool_members.clone(),
         );
         registry.register("connections", "Client connections open", look.connections.clone());
         registry.register(
@@ -246,8 +266,10 @@ impl Metrics {
             unknown_paths,
             closed,
             whoami,
+            dns_lookups,
             connections_opened,
             malformed,
+            unproxied,
             access_log_dropped,
             look,
         }
@@ -320,8 +342,46 @@ impl Metrics {
         self.closed.get_or_create(&[("kind", kind)]).inc();
     }
 
+    pub(crate) fn unproxied(&self, reason: &'static str) {
+        self.unproxied.get_or_create(&[("reason", reason)]).inc();
+    }
+
     pub(crate) fn whoami(&self, result: &'static str) {
         self.whoami.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub(crate) fn dns_lookup(&self, host: &str, result: &'static str) {
+        self.dns_lookups.get_or_create(&[("name", host.into()), ("result", result.into())]).inc();
+    }
+
+    /// Forgets what was counted of an instance that is gone for good.
+    pub(crate) fn forget(&self, instance: &Arc<str>) {
+        let failures = || Failure::ALL.iter().map(|failure| failure.label());
+        let outcomes: Vec<Arc<str>> =
+            ["2xx", "3xx", "4xx", "5xx", "other"].into_iter().chain(failures()).map(Into::into).collect();
+        for failure in failures() {
+            let labels = [("instance", instance.clone()), ("failure", failure.into())];
+            self.failed.remove(&labels);
+            self.retries.remove(&labels);
+        }
+        let roles: Vec<Arc<str>> =
+            ROLES.iter().filter(|spec| spec.elastic).map(|spec| spec.name.into()).collect();
+        for class in &CLASSES {
+            let class: Arc<str> = class.name.into();
+            for role in &roles {
+                let labels =
+                    [("class", class.clone()), ("role", role.clone()), ("instance", instance.clone())];
+                self.upstream.remove(&labels);
+                for outcome in &outcomes {
+                    self.requests.remove(&[
+                        ("class", class.clone()),
+                        ("role", role.clone()),
+                        ("instance", instance.clone()),
+                        ("outcome", outcome.clone()),
+                    ]);
+                }
+            }
+        }
     }
 
     pub(crate) fn encode(&self) -> String {
@@ -341,6 +401,7 @@ impl Look {
         self.role.clear();
         self.queued.clear();
         self.waiting.clear();
+        self.pool_members.clear();
     }
 
     pub(crate) fn in_flight(&self, instance: &Arc<str>, class: &'static str, count: u32) {
@@ -355,6 +416,10 @@ impl Look {
             self.role.get_or_create(&[("instance", instance.clone()), ("role", role.name().into())]).set(1);
         }
         self.idle.get_or_create(&[("instance", instance.clone())]).set(count(idle));
+    }
+
+    pub(crate) fn pool(&self, pool: &str, members: usize) {
+        self.pool_members.get_or_create(&[("pool", pool.into())]).set(count(members));
     }
 
     pub(crate) fn queued(&self, class: &'static str, role: &'static str, number: usize) {
@@ -394,5 +459,28 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in {text}");
         }
+    }
+
+    #[test]
+    fn nothing_is_left_of_an_instance_that_is_forgotten() {
+        let metrics = Metrics::new();
+        let count = |name: &str| {
+            let address = model::Address::Tcp { host: "10.0.0.7".to_owned(), port: 1 };
+            let instance = Instance::new(name, address);
+            for outcome in [Outcome::Answered(2), Outcome::Answered(4), Outcome::Failed(Failure::Timeout)] {
+                let class = CLASSES.first();
+                metrics.request(class, Some(Role::Sync), Some(&instance), outcome, Duration::ZERO);
+            }
+            metrics.attempt_failed(&instance.name, Failure::Reset.label());
+            metrics.retry(&instance.name, Failure::Reset.label());
+            metrics.upstream(&CLASSES[0], Role::Sync, &instance, Duration::ZERO);
+        };
+        count("sync@10.0.0.7");
+        count("sync@10.0.0.8");
+        metrics.forget(&"sync@10.0.0.7".into());
+        let text = metrics.encode();
+        assert!(!text.contains("10.0.0.7"), "{text}");
+        // Five counters, and the buckets, sum and count of a histogram.
+        assert_eq!(text.matches("10.0.0.8").count(), 5 + BUCKETS.len() + 3, "{text}");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use routes::{Class, Closed, Decision, Forward, WellKnown};
+use routes::{Class, Decision, Forward, WellKnown};
 use tokio::time::Instant;
 
 use crate::answer;
@@ -90,10 +90,13 @@ impl Exchange<'_> {
     async fn run(mut self) -> bool {
         let (state, worker) = (self.state, self.worker);
         let active = state.active.load_full();
-        let trust = active.settings().trust_forwarded_for;
         let path = if state.access.is_on() { key::loggable(self.head.target()) } else { String::new() };
-        let client = headers::client_address(&self.head, self.peer.address, trust);
+        let believed = active.settings().believed();
+        let client = headers::client_address(&self.head, self.peer.address, believed);
         let mut record = Record::new(state.clone(), self.head.method.clone(), path, client);
+        if state.access.is_on() {
+            record.trace_id = headers::trace_id(&self.head);
+        }
 
         let framing = headers::check(&self.head);
         let served = match framing {
@@ -238,8 +241,8 @@ impl Exchange<'_> {
                         let wait = Box::pin(wait.for_place(state, settings, class, role));
                         self.client.unless_gone(wait).await??;
                     }
-                    Pick::Returning { role, elsewhere } => {
-                        let wait = Box::pin(wait.for_return(state, settings, role, elsewhere));
+                    Pick::Returning { role, limit, elsewhere } => {
+                        let wait = Box::pin(wait.for_return(state, settings, role, limit, elsewhere));
                         self.client.unless_gone(wait).await??;
                     }
                     // Those that broke off before may have a second chance.
@@ -257,23 +260,16 @@ impl Exchange<'_> {
 
     /// What is to be done with the request.
     fn decide<'m>(&self, active: &'m Active) -> Result<Decided<'m>, Failure> {
-        let matcher = &active.snapshot.matcher;
         let (method, target) = (self.head.method.as_str(), self.head.target());
-        let closed = |kind: Closed| {
-            self.state.metrics.closed(kind.name());
-            Err(Failure::Closed)
-        };
-        if let Some(resolved) = headers::without_dots(target)
-            && let Decision::Closed(kind) = matcher.decide(method, &resolved)
-        {
-            return closed(kind);
-        }
-        match matcher.decide(method, target) {
+        match headers::decide(&active.snapshot.matcher, method, target) {
             Decision::Forward(forward) => Ok(Decided::Forward(forward)),
             Decision::Preflight => Ok(Decided::Here(answer::preflight())),
             Decision::Landing => Ok(Decided::Here(answer::landing())),
             Decision::WellKnown(document) => self.well_known(active, document).map(Decided::Here),
-            Decision::Closed(kind) => closed(kind),
+            Decision::Closed(kind) => {
+                self.state.metrics.closed(kind.name());
+                Err(Failure::Closed)
+            }
             Decision::NotFound => Err(Failure::NotFound),
         }
     }
@@ -332,7 +328,7 @@ impl Exchange<'_> {
 
     fn from<'f>(&self, settings: &Settings, request_id: &'f str) -> From<'f> {
         let (peer, proto) = (self.peer.address, self.peer.proto);
-        From { peer, trust: settings.trust_forwarded_for, proto, request_id }
+        From { peer, believed: settings.believed(), proto, request_id }
     }
 
     /// Asks Synapse whose a token is.
@@ -382,9 +378,15 @@ impl Exchange<'_> {
         };
         let mut out = Vec::with_capacity(head.bytes.len() + 64 + reply.buffered());
         head.write(is_11, keep_alive, &mut out);
-        reply.fill(&mut out, &self.worker.pools)?;
+        let filled = reply.fill(&mut out, &self.worker.pools);
         self.client.sent(settings.write_stall).await?;
         let client = &mut *self.client;
+        if let Err(failure) = filled {
+            // What came before it broke off is the client's, as it would be if it had come earlier.
+            record.bytes_out = reply.bytes;
+            client.stream.send(out.into());
+            return Err(failure);
+        }
         if reply.is_handed_over() {
             // The usual case: one piece. Accounted for before the client can have it.
             record.bytes_out = reply.bytes;

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Address, Balance, ROLES, Role, Stack, Topology};
+use model::{Address, Balance, Instance as Planned, Lookup, ROLES, Role, Stack, Topology};
 use routes::{Features, Matcher, Route, Table, well_known};
 
+use crate::dns::{Question, Sought};
 use crate::instance::Instance;
+use crate::names::Names;
 use crate::settings::Settings;
 use crate::tls::{Tls, TlsError};
 
@@ -22,11 +25,38 @@ pub struct Snapshot {
     pub(crate) tls: Option<Tls>,
 }
 
-/// An instance that takes requests.
+/// An instance that takes requests, or a pool of them.
 pub(crate) struct Member {
     pub name: String,
     pub address: Address,
     pub roles: Vec<Role>,
+    pub is_pool: bool,
+    /// What has to be found out about its name, if it is reached by one.
+    pub question: Option<Question>,
+}
+
+impl Member {
+    fn new(instance: &Planned) -> Option<Self> {
+        let address = instance.client.clone()?;
+        let sought = match instance.replicas.map(|replicas| replicas.lookup) {
+            None => Sought::One,
+            Some(Lookup::Address) => Sought::Each,
+            Some(Lookup::Srv) => Sought::Targets,
+        };
+        let question = match &address {
+            Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => {
+                Some(Question { host: host.clone(), port: *port, sought })
+            }
+            _ => None,
+        };
+        Some(Self {
+            name: instance.name.clone(),
+            address,
+            roles: instance.roles.clone(),
+            is_pool: instance.is_pool(),
+            question,
+        })
+    }
 }
 
 /// The topology cannot be routed to.
@@ -54,14 +84,7 @@ impl Snapshot {
         Ok(Self {
             matcher: Matcher::compile(table, topology, &options)?,
             settings,
-            members: topology
-                .instances()
-                .iter()
-                .filter_map(|instance| {
-                    let address = instance.client.clone()?;
-                    Some(Member { name: instance.name.clone(), address, roles: instance.roles.clone() })
-                })
-                .collect(),
+            members: topology.instances().iter().filter_map(Member::new).collect(),
             well_known_client: documents.client.to_string().into(),
             well_known_server: documents.server.map(|document| document.to_string().into()),
             tls: None,
@@ -72,6 +95,11 @@ impl Snapshot {
     pub fn with_tls(mut self, stack: &Stack) -> Result<Self, TlsError> {
         self.tls = stack.listen.tls.as_ref().map(Tls::load).transpose()?;
         Ok(self)
+    }
+
+    /// What has to be found out about names.
+    pub(crate) fn questions(&self) -> impl Iterator<Item = &Question> {
+        self.members.iter().filter_map(|member| member.question.as_ref())
     }
 }
 
@@ -88,35 +116,62 @@ impl fmt::Debug for Snapshot {
 /// A snapshot with the living instances that it speaks of.
 #[derive(Debug)]
 pub(crate) struct Active {
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// In the order of the topology, with their roles.
     pub instances: Vec<(Arc<Instance>, Vec<Role>)>,
-    pools: Vec<Vec<Arc<Instance>>>,
+    /// The pools, with the number of their processes.
+    pub pools: Vec<(String, usize)>,
+    by_role: Vec<Vec<Arc<Instance>>>,
+    /// Those of earlier snapshots that still have requests to end.
+    leaving: Vec<Arc<Instance>>,
 }
 
 impl Active {
-    /// Binds a snapshot, taking over the instances of the one before that have the same name and address.
-    pub(crate) fn new(snapshot: Snapshot, before: Option<&Self>) -> Self {
+    /// Binds a snapshot to what is known of its names, taking over the instances of the one before that have the same name
+    /// and address. Those of a pool are called like it and like the process that was found: `sync@10.0.0.7`.
+    pub(crate) fn new(snapshot: Arc<Snapshot>, before: Option<&Self>, names: &Names) -> Self {
         let known: HashMap<&str, &Arc<Instance>> = before
             .into_iter()
             .flat_map(|active| &active.instances)
             .map(|(instance, _)| (&*instance.name, instance))
             .collect();
-        let instances: Vec<_> = snapshot
-            .members
-            .iter()
-            .map(|member| {
-                let instance = known
-                    .get(member.name.as_str())
-                    .filter(|instance| instance.address == member.address)
-                    .map_or_else(
-                        || Arc::new(Instance::new(&member.name, member.address.clone())),
-                        |instance| Arc::clone(instance),
-                    );
-                (instance, member.roles.clone())
-            })
-            .collect();
-        let pools = ROLES
+        let take = |name: &str, address: &Address| {
+            let same = known.get(name).filter(|instance| instance.address == *address);
+            same.map_or_else(|| Arc::new(Instance::new(name, address.clone())), |same| Arc::clone(same))
+        };
+        let mut instances = Vec::new();
+        let mut pools = Vec::new();
+        for member in &snapshot.members {
+            let found = member.question.as_ref().and_then(|question| names.get(question));
+            let found = found.map_or(&[][..], |known| &known.processes);
+            if member.is_pool {
+                pools.push((member.name.clone(), found.len()));
+                for process in found {
+                    let address = Address::Tcp { host: process.host.clone(), port: process.port };
+                    let instance = take(&format!("{}@{}", member.name, process.name), &address);
+                    instance.set_addresses(&process.addresses);
+                    instances.push((instance, member.roles.clone()));
+                }
+            } else {
+                let instance = take(&member.name, &member.address);
+                if member.question.is_some() {
+                    instance.set_addresses(found.first().map_or(&[], |process| &process.addresses));
+                }
+                instances.push((instance, member.roles.clone()));
+            }
+        }
+        let mut leaving = Vec::new();
+        if let Some(before) = before {
+            let before = before.instances.iter().map(|(instance, _)| instance).chain(&before.leaving);
+            for instance in before.filter(|known| !instances.iter().any(|(kept, _)| Arc::ptr_eq(kept, known)))
+            {
+                instance.drain();
+                if instance.in_flight() > 0 {
+                    leaving.push(Arc::clone(instance));
+                }
+            }
+        }
+        let by_role = ROLES
             .iter()
             .map(|spec| {
                 instances
@@ -126,7 +181,7 @@ impl Active {
                     .collect()
             })
             .collect();
-        Self { snapshot, instances, pools }
+        Self { snapshot, instances, pools, by_role, leaving }
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -135,7 +190,7 @@ impl Active {
 
     /// The instances that carry a role.
     pub(crate) fn pool(&self, role: Role) -> &[Arc<Instance>] {
-        &self.pools[role as usize]
+        &self.by_role[role as usize]
     }
 
     /// Whether some role of a route has several instances that a key chooses among.
@@ -149,5 +204,10 @@ impl Active {
 
     pub(crate) fn instance(&self, name: &str) -> Option<&Arc<Instance>> {
         self.instances.iter().map(|(instance, _)| instance).find(|instance| &*instance.name == name)
+    }
+
+    /// Every instance that may have requests in flight.
+    pub(crate) fn busy(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances.iter().map(|(instance, _)| instance).chain(&self.leaving)
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,9 +13,11 @@ use routes::CLASSES;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::access::Writer;
+use crate::dns::Resolver;
 use crate::engine::Engine;
 use crate::instance::{Instance, Lease, Standing};
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::snapshot::Active;
 use crate::whoami::Whoami;
 
@@ -24,6 +26,8 @@ use crate::whoami::Whoami;
 pub(crate) enum Phase {
     /// Requests are taken.
     Serving,
+    /// Another router takes new connections; those that lie idle here may bring one more request.
+    Leaving,
     /// No new connections; requests under way may finish.
     Draining,
     /// Requests that still wait are answered now.
@@ -45,11 +49,16 @@ pub(crate) struct State {
     pub spools: Semaphore,
     pub phase: watch::Sender<Phase>,
     pub engine: Engine,
-    /// Changes whenever an instance becomes ready or the snapshot is replaced.
+    pub resolver: Resolver,
+    /// What is known of the instances' names. Whoever replaces what is active holds it.
+    pub names: Mutex<Names>,
+    /// Changes whenever an instance becomes ready, the snapshot is replaced, or a name was looked up.
     pub availability: watch::Sender<u64>,
     queues: Vec<Queue>,
     waiting: Vec<AtomicUsize>,
     turn: AtomicUsize,
+    /// How many want that no request goes to any instance.
+    pub pauses: AtomicUsize,
     /// Requests under way.
     pub under_way: AtomicUsize,
     /// Client connections open.
@@ -172,7 +181,13 @@ impl Queue {
 }
 
 impl State {
-    pub(crate) fn new(active: Active, access: Writer, phase: watch::Sender<Phase>, engine: Engine) -> Self {
+    pub(crate) fn new(
+        active: Active,
+        access: Writer,
+        phase: watch::Sender<Phase>,
+        engine: Engine,
+        resolver: Resolver,
+    ) -> Self {
         // Seeded by the system: request IDs of one run are unlike those of another.
         let prefix = RandomState::new().hash_one(0_u8);
         let whoami = Whoami::new(active.settings());
@@ -184,10 +199,13 @@ impl State {
             spools: Semaphore::new(MAX_SPOOLED),
             phase,
             engine,
+            resolver,
+            names: Mutex::default(),
             availability: watch::Sender::new(0),
             queues: (0..CLASSES.len() * ROLES.len()).map(|_| Queue::default()).collect(),
             waiting: ROLES.iter().map(|_| AtomicUsize::new(0)).collect(),
             turn: AtomicUsize::new(0),
+            pauses: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             listening: AtomicUsize::new(0),
@@ -239,6 +257,9 @@ impl State {
                     look.in_flight(&instance.name, class.name, in_flight);
                 }
             }
+        }
+        for (pool, members) in &active.pools {
+            look.pool(pool, *members);
         }
         for spec in &ROLES {
             if spec.serves_http {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use model::Address;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uring::Ring;
 
 use crate::instance::Instance;
@@ -25,15 +25,35 @@ pub(crate) struct Upstream {
     used: Instant,
 }
 
-/// Connects, as tokio does it.
+/// Connects to an instance, as tokio does it. Several addresses are tried in turn, each for its share of the time.
 ///
 /// A unix socket whose backlog is full says so at once where TCP would wait: it is asked again.
-pub(crate) async fn connect(address: &Address) -> io::Result<Socket> {
-    match address {
-        Address::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(Socket::Tcp(stream))
+pub(crate) async fn connect(instance: &Instance, within: Duration) -> io::Result<Socket> {
+    match &instance.address {
+        Address::Tcp { host, .. } => {
+            let addresses = instance.addresses();
+            let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+            let share = within / left.max(1);
+            let mut failure =
+                io::Error::new(io::ErrorKind::NotFound, format!("no address is known for the name {host}"));
+            for address in addresses.iter() {
+                left -= 1;
+                let connecting = TcpStream::connect(address);
+                // The last has all the time that is left.
+                let connected = if left == 0 {
+                    connecting.await
+                } else {
+                    timeout(share, connecting).await.unwrap_or_else(|late| Err(late.into()))
+                };
+                match connected {
+                    Ok(stream) => {
+                        stream.set_nodelay(true)?;
+                        return Ok(Socket::Tcp(stream));
+                    }
+                    Err(error) => failure = error,
+                }
+            }
+            Err(failure)
         }
         Address::Unix { path } => loop {
             match UnixStream::connect(path).await {
@@ -71,11 +91,19 @@ impl Socket {
 }
 
 impl Loose {
+    /// Binds the socket to this thread's runtime, as tokio does it.
+    pub(crate) fn tighten(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+
     /// The socket, as tokio reads and writes it.
     pub(crate) fn polled(self) -> io::Result<Box<dyn Io>> {
-        Ok(match self {
-            Self::Tcp(stream) => Box::new(TcpStream::from_std(stream)?),
-            Self::Unix(stream) => Box::new(UnixStream::from_std(stream)?),
+        Ok(match self.tighten()? {
+            Socket::Tcp(stream) => Box::new(stream),
+            Socket::Unix(stream) => Box::new(stream),
         })
     }
 
@@ -98,10 +126,10 @@ impl Loose {
 }
 
 impl Upstream {
-    /// Connects to an instance.
-    pub(crate) async fn open(instance: &Instance, ring: Option<&Ring>) -> io::Result<Self> {
+    /// Connects to an instance. Whoever waits for it gives up by itself after this time.
+    pub(crate) async fn open(instance: &Instance, within: Duration, ring: Option<&Ring>) -> io::Result<Self> {
         let epoch = instance.epoch();
-        let stream = match connect(&instance.address).await? {
+        let stream = match connect(instance, within).await? {
             socket if ring.is_some() => socket.loosen()?.bind(ring)?,
             Socket::Tcp(stream) => Stream::polled(stream),
             Socket::Unix(stream) => Stream::polled(stream),

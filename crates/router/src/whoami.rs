@@ -154,6 +154,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_flood_of_nobodys_tokens_is_bounded_and_leaves_users_known() {
+        let mut settings = settings();
+        settings.whoami_entries = 100;
+        let whoami = Whoami::new(&settings);
+        for _ in 0..2 {
+            for user in 0..20 {
+                whoami.find(&format!("u{user}"), &settings, || async { Answer::User(1) }).await;
+            }
+        }
+        for nobody in 0..10_000 {
+            whoami.find(&format!("n{nobody}"), &settings, || async { Answer::Nobody }).await;
+        }
+        assert!(whoami.len() <= 100, "{}", whoami.len());
+        let known = (0..20).filter(|user| whoami.remembered(&format!("u{user}")).is_some()).count();
+        assert!(known >= 10, "only {known} of 20 users are still known");
+    }
+
+    #[tokio::test]
     async fn questions_are_bounded_in_number_and_time() {
         let settings = settings();
         let whoami = Whoami::new(&settings);

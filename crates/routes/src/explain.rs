@@ -22,13 +22,13 @@ pub struct Explanation {
     pub role: Option<Role>,
     /// The roles that are tried, in this order.
     pub roles: Vec<Role>,
-    /// How requests are spread over the instances of `role`; `none` where there is but one.
+    /// How requests are spread over the processes of `role`; `none` where there is but one.
     pub balance: Balance,
     /// What they are spread by: `room`, `user` or `origin`.
     pub key: Option<&'static str>,
     /// The room ID (or alias) in the path, decoded.
     pub key_value: Option<String>,
-    /// The instances that carry `role`.
+    /// The instances that carry `role`, of which one may be a pool of processes.
     pub instances: Vec<String>,
     /// How long the head of the response may take.
     pub timeout_seconds: Option<u64>,
@@ -94,7 +94,7 @@ impl Matcher {
             let route = forward.route;
             let role = route.primary();
             let instances = self.instances(role);
-            if instances.len() > 1 {
+            if self.is_spread(role) {
                 explanation.balance = route.class.balance(role);
             }
             if matches!(explanation.balance, Balance::HashRoom | Balance::HashUser | Balance::HashOrigin) {

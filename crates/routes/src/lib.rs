@@ -25,7 +25,9 @@ pub use explain::Explanation;
 pub use features::{Condition, Features};
 pub use hash::{hash_key, hash_room};
 pub use manual::endpoints_markdown;
-pub use matcher::{Closed, Decision, Forward, Matcher, Options, Route, RouteError, WellKnown};
+pub use matcher::{
+    Closed, Decision, Forward, Matcher, Options, Route, RouteError, SEPARATORS, WellKnown, parameter,
+};
 pub use model::Balance;
 pub use policy::{CLASSES, Class, ClassId, Key, classes_table_markdown};
 pub use rules::{Initial, Rule};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use model::{ROLES, Role, Stream, Topology};
+use model::{Instance, ROLES, Role, Stream, Topology};
 use percent_encoding::percent_decode_str;
 
 use crate::features::{Condition, Features};
@@ -183,6 +183,8 @@ pub struct Matcher {
     routes: Box<[Route]>,
     unknown: Route,
     instances: Box<[Box<[String]>]>,
+    /// By role: whether several processes may take its requests.
+    several: Box<[bool]>,
     admin_open: bool,
     mas: bool,
     version: Box<str>,
@@ -225,7 +227,17 @@ impl Matcher {
             leaves,
             routes: routes.into(),
             unknown: unknown_route(),
-            instances: ROLES.iter().map(|spec| instances_of(topology, spec.role)).collect(),
+            instances: ROLES
+                .iter()
+                .map(|spec| instances_of(topology, spec.role).map(|i| i.name.clone()).collect())
+                .collect(),
+            several: ROLES
+                .iter()
+                .map(|spec| {
+                    let mut instances = instances_of(topology, spec.role);
+                    instances.next().is_some_and(Instance::is_pool) || instances.next().is_some()
+                })
+                .collect(),
             admin_open: options.admin_open,
             mas: options.features.is_on("matrix_authentication_service.enabled"),
             version: table.version().into(),
@@ -251,6 +263,11 @@ impl Matcher {
     /// The names of the instances that carry a role and take requests.
     pub fn instances(&self, role: Role) -> &[String] {
         &self.instances[role as usize]
+    }
+
+    /// Whether several processes may take a role's requests: several instances, or one that is a pool.
+    pub fn is_spread(&self, role: Role) -> bool {
+        self.several[role as usize]
     }
 
     /// Every endpoint with who answers it, in the table's order.
@@ -426,8 +443,9 @@ fn unknown_route() -> Route {
     }
 }
 
-fn instances_of(topology: &Topology, role: Role) -> Box<[String]> {
-    topology.with_role(role).filter(|instance| instance.client.is_some()).map(|i| i.name.clone()).collect()
+/// The instances that carry a role and take requests.
+fn instances_of(topology: &Topology, role: Role) -> impl Iterator<Item = &Instance> {
+    topology.with_role(role).filter(|instance| instance.client.is_some())
 }
 
 /// Whether a segment is this word, once decoded.
@@ -454,11 +472,14 @@ fn is_initial(by: InitialBy, query: &str) -> bool {
             .is_some_and(|(name, wanted)| parameter(query, name).is_some_and(|value| reads(value, wanted)))
 }
 
-/// The first value of a query's parameter, found as Twisted does: `;` separates like `&`, a name without `=` is none,
-/// an empty value is a value.
-fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+/// What separates the parameters of a query for Twisted, and so for Synapse.
+pub const SEPARATORS: [char; 2] = ['&', ';'];
+
+/// The first value of a query's parameter, still percent-encoded, found as Twisted does: a name without `=` is none, an
+/// empty value is a value.
+pub fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query
-        .split(['&', ';'])
+        .split(SEPARATORS)
         .filter_map(|pair| pair.split_once('='))
         .find(|(key, _)| reads(key, name))
         .map(|(_, value)| value)

@@ -203,6 +203,8 @@ pub(crate) enum Op {
     Restart {
         target: String,
     },
+    /// Become what the stack file says now.
+    Reload,
     Down,
     Metrics,
     /// Follow the start until it is done.
@@ -260,6 +262,19 @@ pub async fn restart(
     };
     let () = connection.last(Duration::MAX, note).await?;
     Ok(all)
+}
+
+/// Has the running stack become what its stack file says now, and waits until all of it is healthy; `on` hears of what is
+/// done.
+pub async fn reload(layout: &Layout, mut on: impl FnMut(&Event)) -> Result<(), ClientError> {
+    let mut connection = Connection::open(layout, Op::Reload).await?;
+    let note = |reply| {
+        if let Reply::Event(event) = reply {
+            on(&event);
+        }
+    };
+    // The supervisor bounds each of its steps by itself.
+    connection.last(Duration::MAX, note).await
 }
 
 /// Stops the running stack, and waits until all of it has stopped; `on` hears of each process.

@@ -111,6 +111,11 @@ fn all_pids() -> impl Iterator<Item = u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
+/// A process's name.
+pub(crate) fn name(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim().to_owned())
+}
+
 /// A process's resident memory, in bytes (`VmRSS`).
 pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
     kib_field(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS:")
@@ -167,8 +172,7 @@ pub(crate) fn listener(address: SocketAddr) -> Option<(u32, String)> {
             fs::read_link(fd.path())
                 .is_ok_and(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
         });
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        held.then(|| (pid, name.trim().to_owned()))
+        if held { Some((pid, name(pid)?)) } else { None }
     })
 }
 

@@ -1,10 +1,9 @@
 //! `check` and `plan`: what a stack means, before anything runs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::bail;
-use model::{Action, Comparison, Estimate, Recommendation, Topology, compare, estimate, recommend};
+use model::{Action, Comparison, Estimate, Recommendation, Topology, compare, estimate, grouped, recommend};
 use serde_json::json;
 
 use crate::args::{Plan, StackArguments};
@@ -17,7 +16,7 @@ pub(crate) fn check(arguments: &StackArguments) -> anyhow::Result<()> {
     // The routing table is part of what a stack means: one that cannot be routed is not good either.
     super::routes::matcher(&topology)?;
     let name = place.loaded.name().unwrap_or("no stack file; a stack called `localhost`").to_owned();
-    eprintln!("{name}: no problems; {} Synapse processes", topology.instances().len());
+    eprintln!("{name}: no problems; {} Synapse processes", topology.processes());
     Ok(())
 }
 
@@ -73,7 +72,11 @@ fn describe_topology(topology: &Topology, why: Option<&str>) -> String {
     let width = topology.instances().iter().map(|i| i.name.len()).max().unwrap_or(0);
     for instance in topology.instances() {
         let roles: Vec<_> = instance.roles.iter().map(|role| role.name()).collect();
-        let _ = writeln!(out, "  {:width$}  {}", instance.name, roles.join(", "));
+        let _ = write!(out, "  {:width$}  {}", instance.name, roles.join(", "));
+        if let Some(replicas) = instance.replicas {
+            let _ = write!(out, " (a pool of {}, at most {})", replicas.count, replicas.max);
+        }
+        out.push('\n');
     }
     let _ = writeln!(out, "\n{}", describe_estimate(&estimate(topology)));
     out
@@ -110,12 +113,8 @@ fn describe_comparison(comparison: &Comparison) -> String {
     if comparison.is_empty() {
         return "nothing changes\n".to_owned();
     }
-    let mut by_action: BTreeMap<(Action, &[String]), Vec<&str>> = BTreeMap::new();
-    for change in &comparison.changes {
-        by_action.entry((change.action, &change.because)).or_default().push(&change.instance);
-    }
     let mut out = String::new();
-    for ((action, because), instances) in by_action {
+    for ((action, because), instances) in grouped(&comparison.changes) {
         let verb = match action {
             Action::Keep => "keep",
             Action::Roll => "roll (one at a time)",

@@ -4,13 +4,17 @@
 //! The tests share stacks and build on each other, so they run one after the other, in the order below. They have a
 //! `main` of their own, because what they started must be stopped at the end, whatever came of them.
 
+mod compose;
+mod reload;
 mod scenarios;
 mod served;
 mod servers;
 mod stack;
 mod system;
+mod tokens;
 mod trials;
 mod truth;
+mod units;
 
 use std::process::ExitCode;
 

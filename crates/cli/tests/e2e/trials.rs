@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{scenarios, served, truth};
+use crate::{compose, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -28,6 +28,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("each_role_served_its_part", each_role_served_its_part),
     ("an_encrypting_client_uses_its_part_of_full", an_encrypting_client_uses_its_part_of_full),
     ("accounts_are_added_and_admin_is_closed", accounts_are_added_and_admin_is_closed),
+    ("devices_with_opaque_tokens_stay_with_their_user", devices_with_opaque_tokens_stay_with_their_user),
     ("logs_are_shown", logs_are_shown),
     ("top_shows_what_passes_through", top_shows_what_passes_through),
     ("metrics_are_open_metrics", metrics_are_open_metrics),
@@ -42,6 +43,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
         a_killed_supervisor_leaves_nothing,
     ),
     ("down_leaves_nothing", down_leaves_nothing),
+    ("a_stack_changes_while_it_runs_and_no_request_fails", reload::a_stack_changes_while_it_runs),
     ("synapse_agrees_with_table_and_configuration", truth::synapse_agrees_with_table_and_configuration),
     (
         "every_endpoint_is_answered_as_promised_and_as_by_one_process",
@@ -49,6 +51,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ),
     ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
     ("two_stacks_federate", scenarios::two_stacks_federate),
+    ("units_run_without_up", units::units_run_without_up),
+    ("compose_files_fit_together", compose::compose_files_fit_together),
 ];
 
 /// The people of the flow, who register themselves.
@@ -203,22 +207,23 @@ fn an_encrypting_client_uses_its_part_of_full() {
 /// The residents, added by the command line once.
 fn residents(stack: &Stack) -> PathBuf {
     static ADDED: OnceLock<PathBuf> = OnceLock::new();
-    ADDED
-        .get_or_init(|| {
-            let file = stack.directory.join("password");
-            for name in RESIDENTS {
-                fs::write(&file, password(name)).expect("own directory");
-                let mut add = stack.command(&["user", "add", name, "--password-file"]);
-                add.arg(&file);
-                if name == RESIDENTS[0] {
-                    add.arg("--admin");
-                }
-                let done = run(&mut add, BACK).good();
-                assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
-            }
-            stack.people(&RESIDENTS)
-        })
-        .clone()
+    ADDED.get_or_init(|| add_people(stack, &RESIDENTS)).clone()
+}
+
+/// Adds people by the command line, the first as administrator.
+pub(crate) fn add_people(stack: &Stack, names: &[&str]) -> PathBuf {
+    let file = stack.directory.join("password");
+    for name in names {
+        fs::write(&file, password(name)).expect("own directory");
+        let mut add = stack.command(&["user", "add", name, "--password-file"]);
+        add.arg(&file);
+        if *name == names[0] {
+            add.arg("--admin");
+        }
+        let done = run(&mut add, BACK).good();
+        assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
+    }
+    stack.people(names)
 }
 
 fn accounts_are_added_and_admin_is_closed() {
@@ -243,6 +248,12 @@ fn accounts_are_added_and_admin_is_closed() {
         assert_eq!(get(stack.port, path), 404, "{path}");
     }
     assert_eq!(get(stack.port, "/_matrix/client/versions"), 200);
+}
+
+fn devices_with_opaque_tokens_stay_with_their_user() {
+    let stack = full();
+    residents(stack);
+    tokens::opaque_tokens(stack, &RESIDENTS);
 }
 
 fn logs_are_shown() {
@@ -390,30 +401,32 @@ fn small_runs_beside_full() {
 }
 
 /// People who send messages until told to stop.
-struct Senders {
+pub(crate) struct Senders {
     child: Child,
     output: PathBuf,
     ledger: PathBuf,
 }
 
 impl Senders {
-    fn start(stack: &Stack, people: &Path, ledger: &Path) -> Self {
+    /// Each sends a message every so many seconds.
+    pub(crate) fn start(stack: &Stack, people: &Path, interval: &str) -> Self {
+        let ledger = ledger(stack);
         let output = stack.directory.join("senders");
         let file = File::create(&output).expect("own directory");
         let errors = file.try_clone().expect("a file can be opened twice");
         let mut command = stack.flow("acked", people);
         command
             .arg("--ledger")
-            .arg(ledger)
-            .args(["--interval", "1"])
+            .arg(&ledger)
+            .args(["--interval", interval])
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(errors);
-        Self { child: command.spawn().expect("python starts"), output, ledger: ledger.to_owned() }
+        Self { child: command.spawn().expect("python starts"), output, ledger }
     }
 
     /// How many messages have been acknowledged.
-    fn acknowledged(&mut self) -> usize {
+    pub(crate) fn acknowledged(&mut self) -> usize {
         if let Some(status) = self.child.try_wait().expect("a child of ours") {
             panic!("the senders gave up ({status}):\n{}", self.said());
         }
@@ -422,7 +435,7 @@ impl Senders {
 
     /// Waits until so many more have been acknowledged.
     #[track_caller]
-    fn more(&mut self, count: usize) {
+    pub(crate) fn more(&mut self, count: usize) {
         let wanted = self.acknowledged() + count;
         until(&format!("{wanted} messages"), STALL, || (self.acknowledged() >= wanted).then_some(()));
     }
@@ -432,7 +445,7 @@ impl Senders {
     }
 
     /// Lets them finish what they are sending.
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("a child of ours");
         let status = wait(&mut self.child, Duration::from_secs(150));
         assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.said());
@@ -454,7 +467,7 @@ fn ledger(stack: &Stack) -> PathBuf {
 
 /// Reads back what the ledger says was acknowledged.
 #[track_caller]
-fn verify(stack: &Stack, people: &Path) {
+pub(crate) fn verify(stack: &Stack, people: &Path) {
     let mut verify = stack.flow("verify", people);
     let done = run(verify.arg("--ledger").arg(ledger(stack)), FLOW).good();
     println!("    {}", done.stdout.trim_end());
@@ -463,7 +476,7 @@ fn verify(stack: &Stack, people: &Path) {
 fn nothing_acknowledged_is_lost_when_processes_are_killed() {
     let stack = full();
     let people = residents(stack);
-    let mut senders = Senders::start(stack, &people, &ledger(stack));
+    let mut senders = Senders::start(stack, &people, "1");
     until("the first messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
     let first = stack.status();
     let victims: Vec<String> = first
@@ -546,7 +559,7 @@ fn a_killed_supervisor_leaves_nothing() {
     println!("    and again: {}", done.stdout.lines().next().unwrap_or_default());
     // The messages of the trial before; alone, this trial sends some of its own first.
     if !ledger(stack).exists() {
-        let mut senders = Senders::start(stack, &people, &ledger(stack));
+        let mut senders = Senders::start(stack, &people, "1");
         until("some messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
         senders.stop();
     }
@@ -572,15 +585,15 @@ fn process<'a>(status: &'a Status, name: &str) -> &'a ProcessStatus {
     status.processes.iter().find(|process| process.name == name).unwrap_or_else(|| panic!("no {name}"))
 }
 
-fn pid_of(status: &Status, name: &str) -> Option<u32> {
+pub(crate) fn pid_of(status: &Status, name: &str) -> Option<u32> {
     process(status, name).pid
 }
 
-fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
+pub(crate) fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
     status.processes.iter().map(|process| (process.name.as_str(), process.pid)).collect()
 }
 
-fn unhealthy(status: &Status) -> String {
+pub(crate) fn unhealthy(status: &Status) -> String {
     let amiss = status.processes.iter().filter(|process| process.state != State::Healthy);
     amiss.map(|process| format!("{process:?}")).collect::<Vec<_>>().join("\n")
 }

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use model::{Address, Balance, Role, Stack, Topology};
+use model::{Address, Balance, Lookup, Replicas, Role, Stack, Topology};
 use routes::{Class, Key, Matcher, Method, Route, Rule, Segment, well_known};
 
 pub use envoy::envoy;
@@ -84,17 +84,62 @@ struct Pool {
     /// The role's name, with the key if they are spread by one.
     name: String,
     balance: Balance,
-    /// Names and addresses.
-    instances: Vec<(String, Address)>,
+    servers: Vec<Server>,
     /// The most requests in flight at one instance: the highest cap of the classes that prefer it.
     cap: u32,
+}
+
+/// An instance, as far as a proxy goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Server {
+    name: String,
+    address: Address,
+    /// Where it is a name with several processes behind it.
+    replicas: Option<Replicas>,
+}
+
+impl Server {
+    /// How many processes it is at most.
+    fn processes(&self) -> u32 {
+        self.replicas.map_or(1, |replicas| replicas.max.into())
+    }
+}
+
+/// What a proxy cannot do for a stack.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsupported {
+    /// Its upstreams are fixed when it starts.
+    #[error(
+        "nginx looks up the names of its upstreams only when it starts, so it would not see the processes of the pool \
+         `{pool}` come and go; use `render haproxy`, `render envoy` or `matrix-stack router`, or remove \
+         `network.hosts.pools`"
+    )]
+    Pools {
+        /// A pool of the stack.
+        pool: String,
+    },
+    /// It looks up addresses alone.
+    #[error(
+        "Envoy looks up addresses and not SRV records, by which the pool `{pool}` is found; set \
+         `network.hosts.pools.lookup: address`, or use `render haproxy` or `matrix-stack router`"
+    )]
+    Srv {
+        /// A pool of the stack.
+        pool: String,
+    },
+}
+
+/// The first pool of a topology's that is found in one of these ways, by its name.
+fn first_pool(topology: &Topology, lookups: &[Lookup]) -> Option<String> {
+    let found = |replicas: Replicas| lookups.contains(&replicas.lookup);
+    topology.instances().iter().find(|i| i.replicas.is_some_and(found)).map(|i| i.name.clone())
 }
 
 impl Pool {
     /// Whether instances are reached by the names of their hosts, rather than by addresses.
     fn named(&self) -> bool {
         let named = |host: &str| host.parse::<IpAddr>().is_err();
-        self.instances.iter().any(|(_, a)| matches!(a, Address::Tcp { host, .. } if named(host)))
+        self.servers.iter().any(|s| matches!(&s.address, Address::Tcp { host, .. } if named(host)))
     }
 
     fn hashed(&self) -> bool {
@@ -273,7 +318,7 @@ impl<'a> Routing<'a> {
             .enumerate()
             .map(|(position, role)| {
                 let cap = if position == 0 { class.cap } else { 0 };
-                self.pool(topology, matcher.instances(*role), *role, class.balance(*role), cap)
+                self.pool(topology, matcher, *role, class.balance(*role), cap)
             })
             .collect();
         self.targets.push(Target { name: class.name.to_owned(), class, chain: route.chain.clone(), pools });
@@ -283,12 +328,12 @@ impl<'a> Routing<'a> {
     fn pool(
         &mut self,
         topology: &Topology,
-        instances: &[String],
+        matcher: &Matcher,
         role: Role,
         balance: Balance,
         cap: u32,
     ) -> usize {
-        let balance = if instances.len() > 1 { balance } else { Balance::None };
+        let balance = if matcher.is_spread(role) { balance } else { Balance::None };
         let name = match balance {
             Balance::HashRoom => format!("{role}_by_room"),
             Balance::HashUser => format!("{role}_by_user"),
@@ -299,11 +344,15 @@ impl<'a> Routing<'a> {
             self.pools[found].cap = self.pools[found].cap.max(cap);
             return found;
         }
-        let addresses = instances.iter().filter_map(|name| {
-            let address = topology.instance(name)?.client.clone()?;
-            Some((name.clone(), address))
+        let servers = matcher.instances(role).iter().filter_map(|name| {
+            let instance = topology.instance(name)?;
+            Some(Server {
+                name: name.clone(),
+                address: instance.client.clone()?,
+                replicas: instance.replicas,
+            })
         });
-        self.pools.push(Pool { name, balance, instances: addresses.collect(), cap });
+        self.pools.push(Pool { name, balance, servers: servers.collect(), cap });
         self.pools.len() - 1
     }
 

@@ -4,16 +4,20 @@
 //! own, because timeouts and limits are a location's. Only the location is chosen by that: what goes to Synapse is
 //! `$request_uri`, the target as it was sent.
 
-use model::{Address, Balance, Topology};
+use model::{Address, Balance, ListenAddress, Lookup, ProxyProtocol, Topology};
 use routes::{Matcher, answers};
 
-use super::{Outcome, Pool, Routing, Target, error, line, not_found, pattern};
+use super::{Outcome, Pool, Routing, Target, Unsupported, error, first_pool, line, not_found, pattern};
 
 /// The locations that requests are rewritten to. No path of a client's gets there by itself.
 const INNER: &str = "/matrix-stack/";
 
-/// A file for nginx's `http` block: maps, upstreams and a server.
-pub fn nginx(topology: &Topology, matcher: &Matcher) -> String {
+/// A file for nginx's `http` block: maps, upstreams and a server. Not for a topology with pools.
+pub fn nginx(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupported> {
+    // nginx 1.27.3 has `resolve` for upstreams, but wants to be told a DNS server, which is not the stack's to know.
+    if let Some(pool) = first_pool(topology, &[Lookup::Address, Lookup::Srv]) {
+        return Err(Unsupported::Pools { pool });
+    }
     let routing = Routing::new(topology, matcher);
     let mut out = String::new();
     let preamble = routing.preamble(
@@ -33,7 +37,7 @@ pub fn nginx(topology: &Topology, matcher: &Matcher) -> String {
         upstream(&mut out, pool);
     }
     server(&mut out, &routing);
-    out
+    Ok(out)
 }
 
 fn maps(out: &mut String, routing: &Routing<'_>) {
@@ -151,13 +155,16 @@ map "$request_method $upstream_bytes_sent $upstream_status" $matrix_spent {{
 }}"#
     );
     if routing.stack.listen.trust_forwarded_for {
+        let believed = routing.stack.listen.trusted_proxies.max(1);
         line!(
             out,
             r#"
-# The proxy in front is believed: the first address that it names is the client's.
+# The proxies in front, {believed} of them, are believed: each adds whom it was asked by at the end, so the client is the one
+# that the first of them added.
 map $http_x_forwarded_for $matrix_client {{
     default $remote_addr;
-    "~^[ ]*(?<matrix_first_address>[^, ]+)" $matrix_first_address;
+    "~(?<matrix_address>[^, ]+)(?:[, ]+[^, ]+){{{inner}}}[, ]*$" $matrix_address;
+    "~^[, ]*(?<matrix_first_address>[^, ]+)" $matrix_first_address;
 }}
 map $http_x_forwarded_proto $matrix_proto {{
     default $http_x_forwarded_proto;
@@ -166,7 +173,8 @@ map $http_x_forwarded_proto $matrix_proto {{
 map $http_x_forwarded_host $matrix_host {{
     default $http_x_forwarded_host;
     "" $http_host;
-}}"#
+}}"#,
+            inner = believed - 1,
         );
     }
 }
@@ -181,12 +189,12 @@ fn upstream(out: &mut String, pool: &Pool) {
         Balance::LeastConnections => line!(out, "    least_conn;"),
         Balance::None | Balance::RoundRobin | Balance::BySynapse(_) => {}
     }
-    for (name, address) in &pool.instances {
-        let address = match address {
+    for server in &pool.servers {
+        let address = match &server.address {
             Address::Unix { path } => format!("\"unix:{}\"", path.display()),
-            Address::Tcp { .. } => address.to_string(),
+            address @ Address::Tcp { .. } => address.to_string(),
         };
-        line!(out, "    server {address} max_fails=1 fail_timeout=2s; # {name}");
+        line!(out, "    server {address} max_fails=1 fail_timeout=2s; # {}", server.name);
     }
     line!(out, "    keepalive 64;");
     line!(out, "    keepalive_timeout {}s;", answers::UPSTREAM_IDLE.as_secs());
@@ -200,9 +208,9 @@ fn server(out: &mut String, routing: &Routing<'_>) {
         out,
         "
 server {{
-    listen {address}{both};
+    listen {address}{both}{proxied};
     server_name {name};
-
+{real}
     merge_slashes off;
     server_tokens off;
     large_client_header_buffers 4 32k;
@@ -233,7 +241,12 @@ server {{
     # The decoded path, for the room in it, before the request goes to its route's location.
     set $matrix_path $uri;
     rewrite ^ {INNER}$matrix_route last;",
-        address = listen.address,
+        address = match listen.address.parse() {
+            Ok(ListenAddress::Unix(path)) => format!("\"unix:{}\"", path.display()),
+            _ => listen.address.clone(),
+        },
+        proxied = if listen.proxy_protocol.is_some() { " proxy_protocol" } else { "" },
+        real = listen.proxy_protocol.as_ref().map(real_address).unwrap_or_default(),
         // All addresses, of IPv4 too.
         both = if listen.address.starts_with("[::]") { " ipv6only=off" } else { "" },
         name = host(&routing.stack.base_url()),
@@ -242,7 +255,7 @@ server {{
         most = answers::MAX_REQUEST_BYTES,
         idle = answers::IDLE_TIMEOUT.as_secs(),
         connect = answers::CONNECT_TIMEOUT.as_secs(),
-        forwarded = if trust { "$proxy_add_x_forwarded_for" } else { "$remote_addr" },
+        forwarded = if trust { "$matrix_client" } else { "$remote_addr" },
         proto = if trust { "$matrix_proto" } else { "$scheme" },
         host = if trust { "$matrix_host" } else { "$http_host" },
     );
@@ -251,6 +264,17 @@ server {{
         locations(out, routing, target);
     }
     line!(out, "}}");
+}
+
+/// The client is whom a load balancer names, if it is one that may.
+fn real_address(protocol: &ProxyProtocol) -> String {
+    let mut from: Vec<String> = protocol.from.iter().map(ToString::to_string).collect();
+    if from.is_empty() {
+        from = ["0.0.0.0/0", "::/0"].map(str::to_owned).into();
+    }
+    from.push("unix:".to_owned());
+    let set = "\n    set_real_ip_from ";
+    format!("    real_ip_header proxy_protocol;{set}{};\n", from.join(&format!(";{set}")))
 }
 
 /// The name under which clients reach the server.

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::stacks::{Case, case, hosts};
-use render::{config_args, envoy, haproxy, nginx, synapse, synapse_instance};
+use crate::stacks::{Case, case, hosts, pools};
+use render::{InstanceError, config_args, envoy, haproxy, nginx, synapse, synapse_instance};
 use routes::{Matcher, Options, Table};
 use serde_json::json;
 
@@ -68,9 +68,9 @@ fn everything_said() {
 fn other_proxies() {
     let case = case("small", Path::new("/var/lib/matrix-stack/example.org"), json!({ "preset": "small" }));
     let matcher = Matcher::compile(Table::newest(), &case.topology, &Options::default()).unwrap();
-    insta::assert_snapshot!("nginx", nginx(&case.topology, &matcher));
+    insta::assert_snapshot!("nginx", nginx(&case.topology, &matcher).unwrap());
     insta::assert_snapshot!("haproxy", haproxy(&case.topology, &matcher));
-    insta::assert_snapshot!("envoy", envoy(&case.topology, &matcher));
+    insta::assert_snapshot!("envoy", envoy(&case.topology, &matcher).unwrap());
 }
 
 #[test]
@@ -79,12 +79,82 @@ fn one_process_gets_the_same_files() {
     let all = synapse(&case.topology, &case.layout);
     assert_eq!(all.len(), 1 + case.topology.instances().len());
     for instance in case.topology.instances() {
-        let files = synapse_instance(&case.topology, &case.layout, &instance.name).unwrap();
+        let files = synapse_instance(&case.topology, &case.layout, &instance.name, None).unwrap();
         let names: Vec<_> = files.iter().map(|file| file.path.to_str().unwrap().to_owned()).collect();
         assert_eq!(names, ["shared.yaml".to_owned(), format!("{}.yaml", instance.name)]);
         assert!(files.iter().all(|file| all.contains(file)));
     }
-    assert_eq!(synapse_instance(&case.topology, &case.layout, "nobody"), None);
+    let nobody = synapse_instance(&case.topology, &case.layout, "nobody", None);
+    assert!(matches!(nobody, Err(InstanceError::Unknown { .. })), "{nobody:?}");
+}
+
+#[test]
+fn a_process_of_a_pool_has_its_own_name_and_the_files_of_the_pool() {
+    let case = case("pools", Path::new("/data"), pools("address"));
+    let all = synapse(&case.topology, &case.layout);
+    assert!(!all.iter().any(|file| file.path == Path::new("sync.yaml")), "it would have no name");
+    let configure = |instance, name| synapse_instance(&case.topology, &case.layout, instance, name);
+    let files = configure("sync", Some("synapse-sync-5d4f-x7k2p")).unwrap();
+    assert_eq!(files[0], all[0]);
+    insta::assert_snapshot!("pool", format!("{}: {}", files[1].path.display(), files[1].contents));
+    let args = config_args(&case.layout, case.topology.instance("sync").unwrap());
+    assert_eq!(args[3], "/data/config/sync.yaml");
+
+    let refused = |instance, name| configure(instance, name).unwrap_err().to_string();
+    let told = [
+        refused("sync", None),
+        refused("main", Some("main")),
+        refused("sync", Some("event_persister_1")),
+        refused("sync", Some("room")),
+        refused("sync", Some("master")),
+        refused("sync", Some("../main")),
+        refused("sync", Some("")),
+    ];
+    insta::assert_snapshot!("pool_names", told.join("\n"));
+}
+
+#[test]
+fn proxies_follow_a_pool_or_say_that_they_cannot() {
+    const HOST: &str = "synapse-sync.matrix.svc.cluster.local";
+    let files = |lookup| {
+        let case = case("pools", Path::new("/data"), pools(lookup));
+        let matcher = Matcher::compile(Table::newest(), &case.topology, &Options::default()).unwrap();
+        let topology = &case.topology;
+        (haproxy(topology, &matcher), envoy(topology, &matcher), nginx(topology, &matcher))
+    };
+    let by_name = |text: &str, name: &str| -> String {
+        text.split("\n\n")
+            .flat_map(|part| part.split("\n  - "))
+            .find(|part| part.starts_with(name))
+            .unwrap()
+            .into()
+    };
+    let (by_address, envoy, nginx) = files("address");
+    let backend = by_name(&by_address, "backend sync_by_user\n");
+    assert!(
+        backend.contains(&format!("\n    server-template sync_ 1-6 {HOST}:8008 init-addr none")),
+        "{backend}"
+    );
+    assert!(backend.contains("\n    balance hash var(txn.key)\n"), "{backend}");
+    let cluster = by_name(&envoy.unwrap(), "name: sync_by_user\n");
+    for part in [
+        "type: STRICT_DNS\n    respect_dns_ttl: true\n",
+        "lb_policy: RING_HASH",
+        &format!("address: \"{HOST}\", port_value: 8008"),
+        // Of six processes.
+        "max_requests: 12000,",
+    ] {
+        assert!(cluster.contains(part), "no {part} in {cluster}");
+    }
+    insta::assert_snapshot!(nginx.unwrap_err().to_string(), @"nginx looks up the names of its upstreams only when it starts, so it would not see the processes of the pool `room` come and go; use `render haproxy`, `render envoy` or `matrix-stack router`, or remove `network.hosts.pools`");
+
+    let (by_srv, envoy, _) = files("srv");
+    let backend = by_name(&by_srv, "backend sync_by_user\n");
+    assert!(
+        backend.contains(&format!("\n    server-template sync_ 1-6 _http._tcp.{HOST} init-addr none")),
+        "{backend}"
+    );
+    insta::assert_snapshot!(envoy.unwrap_err().to_string(), @"Envoy looks up addresses and not SRV records, by which the pool `room` is found; set `network.hosts.pools.lookup: address`, or use `render haproxy` or `matrix-stack router`");
 }
 
 #[test]

@@ -36,3 +36,11 @@ pub(super) fn hosts() -> Value {
         "media": { "shared_storage": true, "store_path": "/media" },
     })
 }
+
+/// The same with pools, found in this way.
+pub(super) fn pools(lookup: &str) -> Value {
+    let mut stack = hosts();
+    stack["network"]["hosts"]["pools"] = json!({ "suffix": ".matrix.svc.cluster.local", "lookup": lookup });
+    stack["workers"] = json!({ "sync": { "count": 2, "max_count": 6 } });
+    stack
+}

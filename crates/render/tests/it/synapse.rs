@@ -9,12 +9,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::stacks::{Case, case, hosts};
+use crate::stacks::{Case, case, hosts, pools};
 use model::{Address, App, Instance, Network, Role, Stream};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
-use render::{config_args, synapse};
+use render::{config_args, synapse, synapse_instance};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -54,6 +54,11 @@ fn ask(python: &Path, request: &Value) -> Value {
 
 const SIGNING_KEY: &str = "ed25519 a_test AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n";
 
+/// The name of a process: of a pool's, that of a pod.
+fn process(instance: &Instance) -> String {
+    if instance.is_pool() { format!("{}-5d4f-x7k2p", instance.name) } else { instance.name.clone() }
+}
+
 /// Writes a case's files and secrets below its data directory.
 fn write(case: &Case) {
     let config = case.layout.config();
@@ -61,6 +66,12 @@ fn write(case: &Case) {
     std::fs::create_dir_all(case.layout.secrets()).unwrap();
     for file in synapse(&case.topology, &case.layout) {
         std::fs::write(config.join(file.path), file.contents).unwrap();
+    }
+    for pool in case.topology.instances().iter().filter(|instance| instance.is_pool()) {
+        let files = synapse_instance(&case.topology, &case.layout, &pool.name, Some(&process(pool))).unwrap();
+        for file in files {
+            std::fs::write(config.join(file.path), file.contents).unwrap();
+        }
     }
     let paths = case.layout.secret_paths(case.topology.stack());
     std::fs::write(&paths.signing_key.path, SIGNING_KEY).unwrap();
@@ -83,6 +94,8 @@ fn cases(dir: &Path) -> Vec<Case> {
     let secret = |name: &str| json!({ "file": dir.join(name) });
     let mut on_hosts = hosts();
     on_hosts["media"]["store_path"] = json!(media);
+    let mut in_pools = pools("address");
+    in_pools["media"]["store_path"] = json!(media);
     vec![
         at("small", json!({ "preset": "small" })),
         at("medium", json!({ "preset": "medium" })),
@@ -91,6 +104,7 @@ fn cases(dir: &Path) -> Vec<Case> {
         at("tcp", json!({ "preset": "full", "network": { "tcp": {} } })),
         at("tcp6", json!({ "preset": "small", "network": { "tcp": { "host": "::1", "base_port": 30000 } } })),
         at("hosts", on_hosts),
+        at("pools", in_pools),
         at(
             "external",
             json!({
@@ -186,7 +200,7 @@ fn expected(case: &Case, instance: &Instance) -> Value {
         let carriers: Vec<_> = topology.with_role(role).collect();
         names(if carriers.is_empty() { vec![topology.main()] } else { carriers })
     };
-    let own_name = instance.writer_name().to_owned();
+    let own_name = if instance.is_pool() { process(instance) } else { instance.writer_name().to_owned() };
     let duties: Vec<&str> = [
         ("background", Role::Background),
         ("appservices", Role::Background),
@@ -330,7 +344,7 @@ fn database(case: &Case, instance: &Instance) -> Value {
         }
     };
     args["passfile"] = json!(layout.secret_paths(stack).pgpass);
-    args["application_name"] = json!(format!("synapse {}", instance.name));
+    args["application_name"] = json!(format!("synapse {}", process(instance)));
     args["cp_min"] = json!(instance.pool.min);
     args["cp_max"] = json!(instance.pool.max);
     json!({ "engine": "psycopg2", "args": args })

@@ -8,7 +8,9 @@ const TRANSPORT: router::Transport = router::Transport::Epoll;
 
 mod balance;
 mod encrypted;
+mod front;
 mod lab;
 mod life;
+mod names;
 mod protocol;
 mod trouble;

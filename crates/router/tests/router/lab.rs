@@ -22,8 +22,8 @@ use hyper_util::rt::TokioIo;
 use model::{Address, Preset, Role, ServerName, Stack, Topology, WorkerGroup};
 use router::{AccessLog, Options, Router, Settings, Snapshot};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::AbortHandle;
 
 /// Groups of workers: name, roles, count.
@@ -78,13 +78,18 @@ impl Lab {
     }
 
     pub(crate) async fn without_upstreams(stack: Stack, settings: Settings) -> Self {
+        Self::with_dns(stack, settings, None).await
+    }
+
+    /// A router that asks this server for names.
+    pub(crate) async fn with_dns(stack: Stack, settings: Settings, dns_server: Option<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let topology = topology(&stack, dir.path());
         let snapshot = Snapshot::new(&topology, settings).unwrap();
         let access_log = AccessLog::File(dir.path().join("access.log"));
         let router = Router::start(
             snapshot,
-            Options { access_log, transport: crate::TRANSPORT, ..Options::default() },
+            Options { access_log, transport: crate::TRANSPORT, dns_server, ..Options::default() },
         )
         .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -96,8 +101,21 @@ impl Lab {
     /// Runs an instance, in place of what ran there.
     pub(crate) fn run(&self, name: &str, behaviour: Behaviour) {
         self.stop(name);
-        let upstream = Upstream::start(name, self.socket(name), behaviour);
+        let listener = UnixListener::bind(self.socket(name)).unwrap();
+        let upstream = Upstream::start(name, behaviour, listener);
         self.upstreams.lock().unwrap().insert(name.to_owned(), upstream);
+    }
+
+    /// Runs an instance, or something that is to become one, at this address.
+    pub(crate) async fn run_at(&self, name: &str, address: SocketAddr, behaviour: Behaviour) {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let upstream = Upstream::start(name, behaviour, listener);
+        self.upstreams.lock().unwrap().insert(name.to_owned(), upstream);
+    }
+
+    /// Ends what [`Lab::run_at`] began.
+    pub(crate) fn stop_at(&self, name: &str) {
+        assert!(self.upstreams.lock().unwrap().remove(name).is_some(), "{name} runs");
     }
 
     fn socket(&self, name: &str) -> PathBuf {
@@ -163,7 +181,7 @@ impl Lab {
     }
 }
 
-pub(crate) async fn read_all(stream: &mut TcpStream) -> String {
+pub(crate) async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut out = Vec::new();
     let mut buf = [0; 4096];
     while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buf)).await {
@@ -318,12 +336,22 @@ pub(crate) enum Behaviour {
 pub(crate) enum Raw {
     /// Closes the connection.
     Reset,
+    /// Closes its half of the connection without having said anything.
+    HalfClose,
     /// Sends half a head and closes.
     HalfHead,
     /// Sends something that is not HTTP.
     Garbage,
+    /// Sends a head that does not end.
+    LongHead,
+    /// Wants to speak another protocol.
+    Switching,
     /// Promises more than it sends.
     Truncated,
+    /// Sends a chunk, and no more.
+    TruncatedChunks,
+    /// Sends a chunk, and then something that is none.
+    BadChunks,
     /// Says nothing, ever, and reads nothing.
     Hang,
     /// Refuses before it has read the body, and reads nothing.
@@ -353,15 +381,37 @@ impl Drop for Upstream {
     }
 }
 
+/// A listener of either kind.
+trait Accept: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 impl Upstream {
-    fn start(name: &str, path: PathBuf, behaviour: Behaviour) -> Self {
-        let listener = UnixListener::bind(path).unwrap();
+    fn start(name: &str, behaviour: Behaviour, listener: impl Accept) -> Self {
         let (tasks, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let name: Arc<str> = name.into();
         let (connections, count) = (tasks.clone(), seen.clone());
         let accepting = tokio::spawn(async move {
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
+                let stream = listener.accept().await.unwrap();
                 let (name, count, behaviour) = (name.clone(), count.clone(), behaviour.clone());
                 let task = tokio::spawn(async move {
                     match behaviour {
@@ -377,7 +427,10 @@ impl Upstream {
     }
 }
 
-async fn be_polite(stream: UnixStream, name: Arc<str>, behaviour: Behaviour, seen: Arc<AtomicUsize>) {
+async fn be_polite<S>(stream: S, name: Arc<str>, behaviour: Behaviour, seen: Arc<AtomicUsize>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(|request: Request<Incoming>| {
         let (name, behaviour, seen) = (name.clone(), behaviour.clone(), seen.clone());
         async move {
@@ -417,7 +470,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
 }
 
-async fn be_raw(mut stream: UnixStream, raw: Raw, seen: &AtomicUsize) {
+async fn be_raw<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, raw: Raw, seen: &AtomicUsize) {
     let mut head = Vec::new();
     loop {
         let mut byte = [0];
@@ -434,16 +487,29 @@ async fn be_raw(mut stream: UnixStream, raw: Raw, seen: &AtomicUsize) {
             continue;
         }
         seen.fetch_add(1, Ordering::SeqCst);
+        let long = b"x: y\r\n".repeat(20_000);
         let bytes: &[u8] = match raw {
-            Raw::Reset => b"",
+            Raw::Reset | Raw::HalfClose => b"",
             Raw::HalfHead => b"HTTP/1.1 200 OK\r\ncontent-le",
             Raw::Garbage => b"This is no HTTP\r\n\r\n",
+            Raw::LongHead => &[b"HTTP/1.1 200 OK\r\n", &long[..]].concat(),
+            Raw::Switching => b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
             Raw::Truncated => b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nten bytes.",
+            Raw::TruncatedChunks => {
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nten bytes.\r\n"
+            }
+            Raw::BadChunks => {
+                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nten bytes.\r\nnone\r\n"
+            }
             Raw::Early => b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
             Raw::Fickle => b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
             Raw::Hang => return std::future::pending().await,
         };
         let _ = stream.write_all(bytes).await;
+        if matches!(raw, Raw::HalfClose) {
+            let _ = stream.shutdown().await;
+            return std::future::pending().await;
+        }
         return;
     }
 }

@@ -8,7 +8,9 @@ const TRANSPORT: router::Transport = router::Transport::Auto;
 
 mod balance;
 mod encrypted;
+mod front;
 mod lab;
 mod life;
+mod names;
 mod protocol;
 mod trouble;

@@ -33,6 +33,9 @@ async fn what_was_decided_on_is_what_the_instance_sees() {
         .await;
     assert!(answer.contains(r#""target":"/_matrix/client/versions""#), "{answer}");
     assert!(answer.contains(r#""host":"other.example""#), "{answer}");
+    // Without a path it is the root.
+    let answer = lab.raw(b"GET http://other.example HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("text/html"), "{answer}");
 }
 
 #[tokio::test]
@@ -55,6 +58,46 @@ async fn forwarding_headers_are_ours_unless_the_proxy_in_front_is_trusted() {
     assert_eq!(seen["headers"]["x-forwarded-for"], "198.51.100.7, 127.0.0.1");
     assert_eq!(seen["headers"]["x-forwarded-proto"], "https");
     assert_eq!(behind.log(1).await[0]["client"], "198.51.100.7");
+
+    // What a client wrote stands before what the proxy added to it.
+    let spoofed = "GET /_matrix/client/versions HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 203.0.113.66, 10.0.0.66\r\n\
+                   x-forwarded-for: 198.51.100.7\r\nconnection: close\r\n\r\n";
+    let answer = behind.raw(spoofed.as_bytes()).await;
+    assert!(answer.contains(r#""x-forwarded-for":"198.51.100.7, 127.0.0.1""#), "{answer}");
+    assert_eq!(behind.log(2).await[1]["client"], "198.51.100.7");
+    let two = Settings { trust_forwarded_for: true, trusted_proxies: 2, ..quick() };
+    behind.router.reload(Snapshot::new(&behind.topology, two).unwrap());
+    let answer = behind.raw(spoofed.as_bytes()).await;
+    assert!(answer.contains(r#""x-forwarded-for":"10.0.0.66, 198.51.100.7, 127.0.0.1""#), "{answer}");
+    assert_eq!(behind.log(3).await[2]["client"], "10.0.0.66");
+}
+
+#[tokio::test]
+async fn traces_go_through_and_are_named_in_the_log() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let lab = Lab::new(&[]).await;
+    let context = [
+        ("traceparent", format!("00-{TRACE}-00f067aa0ba902b7-01")),
+        ("tracestate", "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7".to_owned()),
+        ("baggage", "userId=am%C3%A9lie;x=1, serverNode = DF%2028".to_owned()),
+    ];
+    let mut traced = request(&Method::GET, "/_matrix/client/versions");
+    for (name, value) in &context {
+        traced = traced.header(*name, value);
+    }
+    let seen = lab.send(traced.body(Full::default()).unwrap()).await.json();
+    for (name, value) in &context {
+        assert_eq!(seen["headers"][name], **value);
+    }
+    // Whoever sends nonsense gets it through, but into no log.
+    let nonsense = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+    let odd = request(&Method::GET, "/_matrix/client/versions").header("traceparent", nonsense);
+    let seen = lab.send(odd.body(Full::default()).unwrap()).await.json();
+    assert_eq!(seen["headers"]["traceparent"], nonsense);
+    lab.get("/_matrix/client/versions").await;
+    let lines = lab.log(3).await;
+    assert_eq!((&lines[0]["trace_id"], &lines[1]["trace_id"]), (&TRACE.into(), &serde_json::Value::Null));
+    assert!(lines[2].as_object().unwrap().contains_key("trace_id") && lines[2]["trace_id"].is_null());
 }
 
 #[tokio::test]
@@ -110,6 +153,8 @@ async fn closed_endpoints_cannot_be_reached_by_any_spelling() {
         "/_matrix/../_synapse/admin/v2/users",
         "/_matrix/%2e%2e/_synapse/admin/v2/users",
         "/_synapse/client/../admin/v2/users",
+        "/_matrix///../health",
+        "/_matrix/a%2fb/../../_synapse/admin/v2/users",
         "/_synapse/./admin/v2/users",
         "/_SYNAPSE/admin/v2/users",
         "/health",
@@ -339,6 +384,52 @@ async fn old_and_unusual_clients_are_served() {
     stream.write_all(b"hello").await.unwrap();
     let answer = read_all(&mut stream).await;
     assert!(answer.contains(r#""length":5"#) && !answer.contains("100-continue"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_leave_is_answered_before_it_sends() {
+    let lab = Lab::with(&[], Settings { max_body_bytes: 1000, ..quick() }).await;
+    let query = "POST /_matrix/client/v3/keys/query HTTP/1.";
+    for (rest, status) in [
+        // What is refused is refused without leave.
+        ("1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n", "HTTP/1.1 413 "),
+        ("1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n", "HTTP/1.1 400 "),
+        // Without a body there is nothing to wait for.
+        ("1\r\nhost: a\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n", "HTTP/1.1 200 "),
+        // Clients of HTTP/1.0 do not know the answer (RFC 9110, section 10.1.1).
+        ("0\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello", "HTTP/1.0 200 "),
+    ] {
+        let answer = lab.raw(format!("{query}{rest}").as_bytes()).await;
+        assert!(answer.starts_with(status) && answer.ends_with("<closed>"), "{rest}: {answer}");
+        assert!(!answer.contains(" 100 "), "{rest}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn requests_in_a_row_are_answered_in_turn_and_none_behind_chunks() {
+    let lab = Lab::new(&[]).await;
+    let post = |n: usize| {
+        format!(
+            "POST /_matrix/client/v3/keys/query?n={n} HTTP/1.1\r\nhost: a\r\ncontent-length: {n}\r\n\r\n{}",
+            "x".repeat(n)
+        )
+    };
+    let chunked = "POST /_matrix/client/v3/keys/query?n=chunked HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\
+        trailer: x-t\r\n\r\n5;e=1\r\nhello\r\n0\r\nx-t: 1\r\n\r\n";
+    let head = "HEAD /_matrix/client/versions HTTP/1.1\r\nhost: a\r\n\r\n";
+    let row = [post(3), head.to_owned(), post(4), chunked.to_owned(), post(5)].concat();
+    let answer = lab.raw(row.as_bytes()).await;
+    assert!(answer.ends_with("<closed>"), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 4, "{answer}");
+    let at = |part: &str| answer.find(part).unwrap_or_else(|| panic!("no {part} in {answer}"));
+    assert!(at("?n=3\"") < at("?n=4\"") && at("?n=4\"") < at("?n=chunked\""), "{answer}");
+    // Extensions and trailers are about the chunks, and those go no further.
+    assert!(answer.contains(r#""content-length":"5""#) && !answer.contains("x-t"), "{answer}");
+    assert_eq!(lab.seen("main"), 4);
+
+    // The answers that the router gives itself have no body either, if none is asked for.
+    let answer = lab.raw(b"HEAD /nowhere HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("\r\n\r\n<closed>"), "{answer}");
 }
 
 #[tokio::test]

@@ -78,6 +78,56 @@ async fn a_reset_is_sent_elsewhere_only_if_it_is_safe_to() {
     }
 }
 
+/// Status, error code, how often each kind of request was sent, and what the metrics and the log call it.
+#[tokio::test]
+async fn each_way_of_failing_has_its_own_outcome() {
+    for (raw, failure, status, times) in [
+        (Raw::Reset, "upstream_reset", 502, 3),
+        (Raw::HalfClose, "upstream_reset", 502, 3),
+        (Raw::HalfHead, "upstream_reset", 502, 3),
+        (Raw::Garbage, "upstream_garbage", 502, 1),
+        (Raw::LongHead, "upstream_garbage", 502, 1),
+        (Raw::Switching, "upstream_garbage", 502, 1),
+        (Raw::Hang, "upstream_timeout", 504, 1),
+        (Raw::Truncated, "upstream_truncated", 200, 1),
+        (Raw::TruncatedChunks, "upstream_truncated", 200, 1),
+        (Raw::BadChunks, "upstream_truncated", 200, 1),
+    ] {
+        // There is nobody else who could answer, and it is asked again at once.
+        let settings = Settings { eject_after: 100, ..impatient() };
+        let lab = Lab::with(&[], settings).await;
+        lab.run("main", Behaviour::Raw(raw));
+        for (request, seen) in [(get(READ), times), (post(QUERY, "{}"), times + 1)] {
+            let reply = lab.send(request).await;
+            assert_eq!(reply.status, status, "{raw:?}");
+            if status == 200 {
+                assert!(!reply.whole && &reply.body[..] == b"ten bytes.", "{raw:?}: {reply:?}");
+            } else {
+                assert_eq!(reply.error(), (status, "M_UNKNOWN".into()), "{raw:?}");
+                assert_eq!(reply.headers["access-control-allow-origin"], "*");
+            }
+            assert_eq!(lab.seen("main"), seen, "{raw:?}: a POST is sent once, a GET again if nothing came");
+        }
+        let lines = lab.log(2).await;
+        let retried = [&lines[0]["retried"], &lines[1]["retried"]];
+        assert!(lines.iter().all(|line| line["failure"] == failure), "{raw:?}: {lines:?}");
+        assert_eq!(retried, [times - 1, 0], "{raw:?}");
+
+        let count = |name: &str, labels: &str| {
+            let text = lab.router.metrics();
+            let lines =
+                text.lines().filter(|line| line.starts_with(&format!("matrix_stack_router_{name}{{")));
+            let of = lines.filter(|line| line.contains("instance=\"main\"") && line.contains(labels));
+            of.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>()
+        };
+        assert_eq!(count("requests_total", &format!("outcome=\"{failure}\"")), 2, "{raw:?}");
+        assert_eq!(count("retries_total", &format!("failure=\"{failure}\"")), times - 1, "{raw:?}");
+        // What breaks off in the midst of a body was no failed attempt: the response had begun.
+        let attempts = if status == 200 { 0 } else { times + 1 };
+        assert_eq!(count("upstream_failures_total", &format!("failure=\"{failure}\"")), attempts, "{raw:?}");
+    }
+}
+
 #[tokio::test]
 async fn garbage_is_a_bad_gateway() {
     let lab = lab_with(Raw::Garbage, quick()).await;
@@ -117,6 +167,9 @@ async fn an_early_answer_reaches_a_client_that_is_still_sending() {
     let upload = vec![0; 4 << 20];
     let reply = lab.send(post("/_matrix/media/v3/upload", upload)).await;
     assert_eq!(reply.status, StatusCode::FORBIDDEN);
+    assert_eq!(lab.seen("main"), 1);
+    let line = &lab.log(1).await[0];
+    assert!(line["status"] == 403 && line["failure"].is_null() && line["instance"] == "main", "{line}");
 }
 
 #[tokio::test]

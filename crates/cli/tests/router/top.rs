@@ -1,114 +1,18 @@
-//! `matrix-stack router`: the router alone, in front of a process that runs elsewhere.
+//! `matrix-stack top`, in front of a router alone.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::pty::{OpenptyResult, Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use nix::unistd::Pid;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(20);
-
-/// Answers every request with 200, for as long as the test runs.
-fn main_process() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("its address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
-                let mut line = String::new();
-                while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
-                    if line == "\r\n" {
-                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
-                        if (&stream).write_all(answer).is_err() {
-                            return;
-                        }
-                    }
-                    line.clear();
-                }
-            });
-        }
-    });
-    address
-}
-
-fn write_stack(dir: &Path, main: SocketAddr, more: &str) {
-    // Every process takes two ports, main the first.
-    let text = format!(
-        "server_name: router.test\npreset: custom\ndata_dir: data\nnetwork:\n  tcp: {{base_port: {}}}\n{more}",
-        main.port()
-    );
-    std::fs::write(dir.join("stack.yaml"), text).expect("own directory");
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
-}
-
-/// The status of the answer to a request on a connection of its own.
-fn status(port: u16, path: &str) -> Option<u16> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(SOON)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    answer.split(' ').nth(1)?.parse().ok()
-}
-
-#[track_caller]
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "it never came true that {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The program, killed if the test ends before it does.
-struct Program(Child);
-
-impl Program {
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).expect("a child of ours");
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let mut status = None;
-        until("it has ended", || {
-            status = self.0.try_wait().expect("a child of ours");
-            status.is_some()
-        });
-        status.expect("it has ended")
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // Nothing to do if it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts a router for the stack file in a directory, and waits until it takes requests.
-fn start(dir: &Path, port: u16, transport: &str) -> Program {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_matrix-stack"));
-    command.args(["router", "--threads", "2", "--transport", transport]);
-    command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-    command.arg("--config").arg(dir.join("stack.yaml")).stderr(Stdio::null());
-    let router = Program(command.spawn().expect("it starts"));
-    until("requests are taken", || status(port, "/_matrix/client/versions") == Some(200));
-    router
-}
+use crate::{Program, SOON, free_port, main_process, status, until, write_stack};
 
 /// What `top` prints about the router at a URL.
 fn top(url: &str, words: &[&str]) -> Output {
@@ -121,7 +25,7 @@ fn top_shows_what_passes_through_a_router_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let (main, port, metrics) = (main_process(), free_port(), free_port());
     write_stack(dir.path(), main, &format!("listen: {{metrics: '127.0.0.1:{metrics}'}}\n"));
-    let router = start(dir.path(), port, "auto");
+    let router = Program::start(&mut Program::router(dir.path(), port, &[]));
     let url = format!("http://127.0.0.1:{metrics}");
     // Somebody who asks as long as one looks.
     let looked = AtomicBool::new(false);
@@ -175,7 +79,7 @@ fn top_leaves_the_terminal_as_it_was() {
     let dir = tempfile::tempdir().expect("a directory");
     let (main, port, metrics) = (main_process(), free_port(), free_port());
     write_stack(dir.path(), main, &format!("listen: {{metrics: '127.0.0.1:{metrics}'}}\n"));
-    let _router = start(dir.path(), port, "auto");
+    let _router = Program::start(&mut Program::router(dir.path(), port, &[]));
     let url = format!("http://127.0.0.1:{metrics}");
     let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
     for (end, size) in [
@@ -240,29 +144,5 @@ fn top_leaves_the_terminal_as_it_was() {
         shown.extend(heard.try_iter().flatten());
         // The other screen is left, and the cursor is seen again.
         assert!(has(&shown, "\x1b[?1049l") && shown.ends_with(b"\x1b[?25h"), "{end:?}");
-    }
-}
-
-#[test]
-fn the_router_alone_routes_reloads_and_stops() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (main, port) = (main_process(), free_port());
-    write_stack(dir.path(), main, "");
-    for transport in ["auto", "epoll"] {
-        let mut router = start(dir.path(), port, transport);
-        assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
-
-        // A file that is no good changes nothing, one that is changes what it says.
-        write_stack(dir.path(), main, "nonsense: true\n");
-        router.signal(Signal::SIGHUP);
-        assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
-        write_stack(dir.path(), main, "listen: {admin_api: true}\n");
-        router.signal(Signal::SIGHUP);
-        until("the admin API is open", || status(port, "/_synapse/admin/v1/server_version") == Some(200));
-        write_stack(dir.path(), main, "");
-
-        router.signal(Signal::SIGTERM);
-        assert!(router.end().success());
-        assert_eq!(status(port, "/"), None, "nobody listens any more");
     }
 }
