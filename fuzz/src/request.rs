@@ -66,13 +66,13 @@ pub fn request(text: &[u8]) {
             return;
         }
     };
-    for trust in [false, true] {
+    for believed in [0, 1, 2] {
         for peer in [None, Some(IpAddr::V4(Ipv4Addr::LOCALHOST))] {
             check_passed_on(
                 &head,
                 framing,
                 &content,
-                headers::From { peer, trust, proto: "http", request_id: "id" },
+                headers::From { peer, believed, proto: "http", request_id: "id" },
             );
         }
     }
@@ -97,7 +97,10 @@ fn check_target(target: &[u8], head: &RequestHead) {
 /// Keys are read from any head, and what may be logged holds no secret as Synapse reads queries.
 fn check_keys(head: &RequestHead) {
     let _ = key::origin(head);
-    let _ = headers::client_address(head, None, true);
+    let _ = headers::client_address(head, None, 1);
+    if let Some(trace) = headers::trace_id(head) {
+        assert!(trace.as_str().len() == 32 && trace.as_str().bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
     if let Some(token) = key::access_token(head) {
         assert!(!token.is_empty());
         let _ = key::user_of_token(&token);
@@ -176,12 +179,12 @@ fn check_passed_on(head: &RequestHead, framing: Framing, content: &[u8], from: h
         head.authority().or_else(|| head.values(crate::http1::Kind::Host).next()).unwrap_or(b"localhost");
     assert_eq!(strict.values("host"), [host]);
     assert_eq!(strict.values("x-request-id"), [b"id"]);
-    if !from.trust {
+    assert!(strict.values("forwarded").is_empty());
+    if from.believed == 0 {
         let address: &[&[u8]] = if from.peer.is_some() { &[b"127.0.0.1"] } else { &[] };
         assert_eq!(strict.values("x-forwarded-for"), address);
         assert_eq!(strict.values("x-forwarded-proto"), [b"http"]);
         assert_eq!(strict.values("x-forwarded-host"), [host]);
-        assert!(strict.values("forwarded").is_empty());
     }
     // All that is for the other end is there, in its order.
     let named: Vec<&[u8]> = head

@@ -8,6 +8,7 @@ mod commands;
 mod log;
 mod machine;
 mod place;
+mod top;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -66,7 +66,7 @@ fn init_loads_with_everything_uncommented() {
     // What init shows as a default is the default.
     let mut stack = loaded.stack;
     assert_eq!(stack.network, model::Network::default());
-    (stack.listen.metrics, stack.listen.tls) = (None, None);
+    (stack.listen.metrics, stack.listen.proxy_protocol, stack.listen.tls) = (None, None, None);
     assert_eq!(stack.listen, model::Listen::default());
 }
 

@@ -18,7 +18,7 @@ pub enum Action {
     Keep,
     /// It restarts at any time, one after the other: no other process has to agree with what changed.
     Roll,
-    /// It restarts with the change, after those that stop together: it has to know the new layout.
+    /// It restarts with the change, once those that stop together have stopped: it has to know the new layout.
     Restart,
     /// It stops, together with all that have this action, before any of them starts again: two of them with
     /// different configurations would both believe that some work is theirs.
@@ -52,6 +52,15 @@ pub struct InstanceChange {
     pub action: Action,
     /// The fields of `stack.yaml` that cause it, sorted.
     pub because: Vec<String>,
+}
+
+/// The changes by what happens and why, in the order of [`Action`].
+pub fn grouped(changes: &[InstanceChange]) -> BTreeMap<(Action, &[String]), Vec<&str>> {
+    let mut groups: BTreeMap<(Action, &[String]), Vec<&str>> = BTreeMap::new();
+    for change in changes {
+        groups.entry((change.action, &change.because)).or_default().push(&change.instance);
+    }
+    groups
 }
 
 /// What changes between two topologies.

@@ -14,7 +14,7 @@ mod sizing;
 mod stack;
 mod topology;
 
-pub use compare::{Action, Comparison, InstanceChange, compare};
+pub use compare::{Action, Comparison, InstanceChange, compare, grouped};
 pub use layout::{Layout, SecretPath, SecretPaths};
 pub use plan::{plan, reserved_connections};
 pub use preset::{Preset, preset_groups};
@@ -22,8 +22,9 @@ pub use problem::{Problem, Problems};
 pub use role::{Balance, Kind, ROLES, Role, RoleSpec, Shard, Stream, UnknownRole, roles_table_markdown};
 pub use sizing::{Estimate, Machine, Recommendation, UserLoad, choose_preset, estimate, recommend};
 pub use stack::{
-    Caches, Database, Federation, Hosts, InvalidServerName, Listen, Lookup, MAX_WORKERS_PER_GROUP, Media,
-    Network, OWNED_SYNAPSE_OPTIONS, Pool, Pools, Postgres, Redis, RedisServer, Registration, SecretSource,
-    Secrets, ServerName, Stack, Synapse, Tcp, Tls, WellKnown, WorkerGroup,
+    Caches, Database, Federation, Hosts, InvalidServerName, Listen, ListenAddress, Lookup,
+    MAX_WORKERS_PER_GROUP, Media, Network, NotAnAddress, OWNED_SYNAPSE_OPTIONS, Pool, Pools, Postgres,
+    ProxyProtocol, Redis, RedisServer, Registration, SecretSource, Secrets, ServerName, Sources, Stack,
+    Synapse, Tcp, Tls, WellKnown, WorkerGroup,
 };
 pub use topology::{Address, App, Group, Instance, Replicas, Topology, Violation};

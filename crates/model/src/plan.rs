@@ -7,8 +7,9 @@ use indexmap::IndexMap;
 
 use crate::topology::{connections, media_processes};
 use crate::{
-    Address, App, Group, Instance, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS, Pool, Pools,
-    Preset, Problem, Problems, ROLES, Replicas, Role, Stack, Stream, Topology, WorkerGroup, preset_groups,
+    Address, App, Group, Instance, ListenAddress, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS,
+    Pool, Pools, Preset, Problem, Problems, ROLES, Replicas, Role, Stack, Stream, Topology, WorkerGroup,
+    preset_groups,
 };
 
 /// The longest path that fits a unix socket's address (`sun_path` has 108 bytes, one of them the final NUL). Twisted
@@ -345,9 +346,22 @@ fn check_listen(stack: &Stack, instances: &[Instance], problems: &mut Vec<Proble
     let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
     for (field, text) in own {
         let Some(text) = text else { continue };
-        let Ok(address) = text.parse::<SocketAddr>() else {
-            problems.push(Problem::BadAddress { field, text: text.clone() });
-            continue;
+        let address = match text.parse() {
+            Ok(ListenAddress::Tcp(address)) => address,
+            Ok(ListenAddress::Unix(path)) if field == "listen.address" => {
+                let length = path.as_os_str().len();
+                if length > MAX_SOCKET_PATH {
+                    problems.push(Problem::ListenPathTooLong { path: path.display().to_string(), length });
+                }
+                if stack.public_base_url.is_none() {
+                    problems.push(Problem::NeedsBaseUrl { address: text.clone() });
+                }
+                continue;
+            }
+            _ => {
+                problems.push(Problem::BadAddress { field, text: text.clone() });
+                continue;
+            }
         };
         if let Some((first, _)) = taken.iter().find(|(_, other)| overlap(*other, address)) {
             problems.push(Problem::AddressTwice {

@@ -169,6 +169,20 @@ pub enum Problem {
         /// Its length in bytes.
         length: usize,
     },
+    /// The router's unix socket has a path that is longer than the operating system allows.
+    #[error("the socket path `{path}` has {length} bytes; the operating system allows 107")]
+    ListenPathTooLong {
+        /// The path.
+        path: String,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Nobody can say where clients reach a router that listens on a unix socket.
+    #[error("`{address}` does not say under which URL clients reach the homeserver")]
+    NeedsBaseUrl {
+        /// The router's address.
+        address: String,
+    },
     /// A Synapse option that matrix-stack sets itself is passed through.
     #[error("matrix-stack sets Synapse's option `{option}` itself")]
     OwnedOption {
@@ -231,6 +245,8 @@ impl Problem {
             Self::TooManyConnections { .. } => "database.max_connections".to_owned(),
             Self::PortsExhausted { .. } => "network.tcp.base_port".to_owned(),
             Self::SocketPathTooLong { .. } => "data_dir".to_owned(),
+            Self::ListenPathTooLong { .. } => "listen.address".to_owned(),
+            Self::NeedsBaseUrl { .. } => "public_base_url".to_owned(),
             Self::UploadSize { .. } => "media.max_upload_size".to_owned(),
             Self::BadAddress { field, .. } | Self::NeedsExternal { field, .. } => (*field).to_owned(),
             Self::Broken(_) => "workers".to_owned(),
@@ -301,8 +317,19 @@ impl Problem {
             Self::OwnedOption { mend, .. } => (*mend).to_owned(),
             Self::NeedsExternal { field, .. } => format!("set `{field}` to a server that all hosts reach"),
             Self::UploadSize { .. } => "write a number with K, M or G, such as `50M`".to_owned(),
-            Self::BadAddress { .. } => {
-                "write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`".to_owned()
+            Self::BadAddress { field, .. } => {
+                let or = if *field == "listen.address" {
+                    ", or `unix:` and the absolute path of a socket"
+                } else {
+                    ""
+                };
+                format!("write an IP address and a port, such as `127.0.0.1:8008` or `[::]:8008`{or}")
+            }
+            Self::ListenPathTooLong { .. } => {
+                "use a shorter path, such as `unix:/run/matrix.sock`".to_owned()
+            }
+            Self::NeedsBaseUrl { .. } => {
+                "set it to the URL of the proxy in front, such as `https://matrix.example.org`".to_owned()
             }
             Self::Broken(_) => {
                 "please report this with your stack.yaml; meanwhile use a preset without changes".to_owned()

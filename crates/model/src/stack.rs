@@ -4,9 +4,12 @@
 //! generated from them and from their doc comments.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use indexmap::IndexMap;
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -102,14 +105,16 @@ impl Stack {
 
     /// The URL under which clients reach the homeserver, without a slash at its end.
     pub fn base_url(&self) -> String {
-        match &self.public_base_url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!(
-                "{}://{}",
-                if self.listen.tls.is_some() { "https" } else { "http" },
-                self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost")
-            ),
+        if let Some(url) = &self.public_base_url {
+            return url.trim_end_matches('/').to_owned();
         }
+        let scheme = if self.listen.tls.is_some() { "https" } else { "http" };
+        let host = match self.listen.address.parse() {
+            // A plan asks for `public_base_url` then.
+            Ok(ListenAddress::Unix(_)) => "localhost".to_owned(),
+            _ => self.listen.address.replace("0.0.0.0", "localhost").replace("[::]", "localhost"),
+        };
+        format!("{scheme}://{host}")
     }
 }
 
@@ -227,8 +232,9 @@ pub struct WorkerGroup {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
-    /// Address and port for clients and other servers, such as `127.0.0.1:8008`, `0.0.0.0:8008` or `[::]:8008`.
-    #[schemars(regex(pattern = r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$"))]
+    /// Address and port for clients and other servers, such as `127.0.0.1:8008`, `0.0.0.0:8008` or `[::]:8008`; or a unix
+    /// socket, such as `unix:/run/matrix/router.sock`, to which everybody may connect who may enter its directory.
+    #[schemars(regex(pattern = r"^(unix:/.+|(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5})$"))]
     pub address: String,
     /// Address and port for Prometheus metrics and the router's own health, on `/metrics` and `/health`.
     /// Default: none; they are then only on the control socket.
@@ -238,11 +244,118 @@ pub struct Listen {
     /// Whether Synapse's admin API (`/_synapse/admin`) can be reached on the public address. Closed by default.
     pub admin_api: bool,
     /// Whether to take the client's address from `X-Forwarded-For`. Say yes only if every request comes through
-    /// a proxy of yours that sets it.
+    /// a proxy of yours that sets it, or adds to it.
     pub trust_forwarded_for: bool,
+    /// How many proxies of yours stand in front, one behind another, each of which adds an address to `X-Forwarded-For`:
+    /// counted from its end, this is the place of the client's. What clients write there themselves comes before it, and is
+    /// dropped. Counts with `trust_forwarded_for` alone.
+    #[schemars(range(min = 1, max = 16))]
+    pub trusted_proxies: u8,
+    /// The PROXY protocol, version 1 or 2, with which a load balancer in front says whose each connection is. Every
+    /// connection must begin with it then. Default: none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// TLS on the public address, with HTTP/2 for clients that speak it. Default: plain HTTP, for a proxy of yours in front.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+}
+
+/// An address that the router listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+/// The text is neither an address with a port nor `unix:` with an absolute path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an address and a port to listen on")]
+pub struct NotAnAddress(pub String);
+
+impl FromStr for ListenAddress {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') && !path.ends_with('/') && !path.contains('\0') => {
+                Ok(Self::Unix(path.into()))
+            }
+            Some(_) => Err(NotAnAddress(text.to_owned())),
+            None => text.parse().map(Self::Tcp).map_err(|_| NotAnAddress(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The PROXY protocol, version 1 or 2.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyProtocol {
+    /// The networks that load balancers connect from. Connections from elsewhere are refused; those over a unix socket
+    /// are not. Default: any.
+    #[schemars(extend("examples" = [["10.0.0.0/8", "fd00::/8"]]))]
+    pub from: Vec<Sources>,
+}
+
+impl ProxyProtocol {
+    /// Whether somebody at this address is believed.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        self.from.is_empty() || self.from.iter().any(|sources| sources.0.contains(&address))
+    }
+}
+
+/// A network in CIDR notation (RFC 4632), or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sources(IpNet);
+
+impl TryFrom<String> for Sources {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        network.map(Self).map_err(|_| format!("`{text}` is not a network such as `10.0.0.0/8`"))
+    }
+}
+
+impl From<Sources> for String {
+    fn from(sources: Sources) -> Self {
+        sources.0.to_string()
+    }
+}
+
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl JsonSchema for Sources {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Sources".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$",
+            "examples": ["10.0.0.0/8"],
+        })
+    }
 }
 
 /// The certificate of the public address. Both files are looked at once a minute, and a certificate that was renewed is used
@@ -265,6 +378,8 @@ impl Default for Listen {
             metrics: None,
             admin_api: false,
             trust_forwarded_for: false,
+            trusted_proxies: 1,
+            proxy_protocol: None,
             tls: None,
         }
     }

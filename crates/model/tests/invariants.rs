@@ -5,8 +5,9 @@
 use std::path::Path;
 
 use model::{
-    Action, Address, App, Hosts, Lookup, Network, Pool, Pools, Postgres, Preset, Problem, RedisServer,
-    Replicas, Role, ServerName, Stack, Stream, Tcp, Topology, WorkerGroup, compare, estimate, plan,
+    Action, Address, App, Hosts, Lookup, Network, Pool, Pools, Postgres, Preset, Problem, ProxyProtocol,
+    RedisServer, Replicas, Role, ServerName, Sources, Stack, Stream, Tcp, Topology, WorkerGroup, compare,
+    estimate, plan,
 };
 
 fn stack(preset: Preset) -> Stack {
@@ -432,6 +433,46 @@ fn no_two_listeners_share_an_address() {
     );
     stack.listen.metrics = Some("nowhere".to_owned());
     assert!(refused(&stack).starts_with("listen.metrics: `nowhere` is not an address and a port"));
+}
+
+#[test]
+fn the_router_may_listen_on_a_unix_socket() {
+    let mut stack = stack(Preset::Small);
+    stack.listen.address = "unix:/run/matrix.sock".to_owned();
+    insta::assert_snapshot!(refused(&stack), @"public_base_url: `unix:/run/matrix.sock` does not say under which URL clients reach the homeserver; set it to the URL of the proxy in front, such as `https://matrix.example.org`");
+    stack.public_base_url = Some("https://matrix.example.org".to_owned());
+    planned(&stack).unwrap();
+    for nowhere in ["unix:", "unix:matrix.sock", "unix:/run/", "/run/matrix.sock", "localhost:8008"] {
+        stack.listen.address = nowhere.to_owned();
+        let start = format!("listen.address: `{nowhere}` is not an address and a port");
+        assert!(refused(&stack).starts_with(&start), "{}", refused(&stack));
+    }
+    stack.listen.address = format!("unix:/{}", "x".repeat(107));
+    assert!(refused(&stack).starts_with("listen.address: the socket path "));
+    // Prometheus asks over TCP.
+    (stack.listen.address, stack.listen.metrics) = ("[::]:1".to_owned(), Some("unix:/run/m.sock".to_owned()));
+    assert!(refused(&stack).starts_with("listen.metrics: "));
+}
+
+#[test]
+fn load_balancers_are_known_by_their_networks() {
+    let from = |networks: &[&str]| ProxyProtocol {
+        from: networks.iter().map(|network| (*network).to_owned().try_into().unwrap()).collect(),
+    };
+    let some = from(&["10.0.0.0/8", "2001:db8::1"]);
+    for (address, allowed) in [
+        ("10.9.9.9", true),
+        ("11.0.0.1", false),
+        ("2001:db8::1", true),
+        ("2001:db8::2", false),
+        ("::ffff:10.0.0.1", false),
+    ] {
+        assert_eq!(some.allows(address.parse().unwrap()), allowed, "{address}");
+    }
+    assert!(from(&[]).allows("192.0.2.1".parse().unwrap()));
+    for bad in ["", "10.0.0.0/33", "load-balancer.example", "10.0.0.0/8,::/0"] {
+        assert!(Sources::try_from(bad.to_owned()).is_err(), "{bad}");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub enum AccessLog {
 pub(crate) struct Line<'a> {
     pub time: String,
     pub request_id: &'a str,
+    pub trace_id: Option<&'a str>,
     pub client: &'a str,
     pub method: &'a str,
     pub path: &'a str,

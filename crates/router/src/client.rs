@@ -112,7 +112,7 @@ impl Client {
                     Poll::Pending => break,
                 }
             }
-            if worker.phase() > Phase::Serving && !in_head {
+            if worker.phase() >= Phase::Draining && !in_head {
                 if !first {
                     return Poll::Ready(Next::Closed);
                 }

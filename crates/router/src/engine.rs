@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use uring::Ring;
 
 use crate::http2;
+use crate::proxied::{self, Refused};
 use crate::proxy;
 use crate::state::{Open, Phase, Shared, State};
 use crate::stream::Stream;
@@ -41,6 +42,8 @@ pub enum Transport {
 pub(crate) struct Peer {
     /// A unix socket has none.
     pub address: Option<IpAddr>,
+    /// Whether the connection has yet to say whose it is, by the PROXY protocol.
+    pub proxied: bool,
     /// `http`, or `https` where the router ends TLS.
     pub proto: &'static str,
 }
@@ -227,13 +230,33 @@ async fn encrypted(worker: &Rc<Worker>, state: &Shared, socket: Loose, tls: TlsA
     }
 }
 
+/// Has a connection say whose it is. None if it does not: then it is of no use.
+async fn introduced(state: &Shared, socket: Loose, peer: Peer) -> Option<(Loose, Peer)> {
+    let within = state.active.load().settings().head_timeout;
+    let socket = socket.tighten().ok()?;
+    let reason = match timeout(within, proxied::take(&socket, peer.address)).await {
+        Ok(Ok(address)) => return Some((socket.loosen().ok()?, Peer { address, proxied: false, ..peer })),
+        // A load balancer that looks whether the port is open.
+        Ok(Err(Refused::Gone)) => return None,
+        Ok(Err(Refused::Malformed)) => "malformed",
+        Err(_) => "slow",
+    };
+    state.metrics.unproxied(reason);
+    None
+}
+
 /// The life of a connection on its thread.
 async fn connection(worker: Rc<Worker>, job: Job) {
     // Both end with it, however it ends.
-    let Job { open, socket, peer, tls, count: _count } = job;
+    let Job { open, mut socket, mut peer, tls, count: _count } = job;
     let state = open.state();
     let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let _enlisted = Enlisted(&worker, worker.wakers.borrow_mut().insert(waker));
+    if peer.proxied {
+        let mut introduced = Box::pin(introduced(state, socket, peer));
+        let Some(Some(known)) = worker.until(Phase::Ending, introduced.as_mut()).await else { return };
+        (socket, peer) = known;
+    }
     // A connection that is cut leaves its request's account to say so.
     let _ = match tls {
         Some(tls) => {

@@ -1,11 +1,12 @@
 //! Headers: what an instance gets to see of a request, and where a request comes from.
 
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::Method;
 use percent_encoding::percent_decode_str;
 use routes::{Closed, Decision, Matcher};
+use smallvec::SmallVec;
 
 use crate::failure::Failure;
 use crate::http1::{Framing, Kind, RequestHead, line, names};
@@ -72,11 +73,51 @@ pub(crate) fn decide<'m>(matcher: &'m Matcher, method: &str, target: &str) -> De
     closed_by_dots(target).map_or_else(|| matcher.decide(method, target), Decision::Closed)
 }
 
-/// Where a request comes from: the peer, or what a trusted proxy says. Synapse takes the first address in
-/// `X-Forwarded-For`, so the router does.
-pub(crate) fn client_address(head: &RequestHead, peer: Option<IpAddr>, trust: bool) -> Option<IpAddr> {
-    let told = || head.text(Kind::XForwardedFor)?.split(',').next()?.trim().parse().ok();
-    if trust { told().or(peer) } else { peer }
+/// What the believed proxies in front say of a request's way, the client first. Each adds whom it was asked by at the end
+/// of `X-Forwarded-For`, so what comes before their words is whatever the client liked to write.
+fn told(head: &RequestHead, believed: usize) -> SmallVec<[&[u8]; 4]> {
+    if believed == 0 {
+        return SmallVec::new();
+    }
+    let mut told: SmallVec<[&[u8]; 4]> = head.values(Kind::XForwardedFor).flat_map(names).collect();
+    told.drain(..told.len().saturating_sub(believed));
+    told
+}
+
+/// Where a request comes from: what the outermost of so many believed proxies says, else the peer.
+pub(crate) fn client_address(head: &RequestHead, peer: Option<IpAddr>, believed: usize) -> Option<IpAddr> {
+    // Some name the port as well.
+    let address = |text: &str| text.parse().or_else(|_| text.parse().map(|peer: SocketAddr| peer.ip())).ok();
+    let told = told(head, believed);
+    told.first().and_then(|first| std::str::from_utf8(first).ok()).and_then(address).or(peer)
+}
+
+/// The trace that a request belongs to, if it says so as it must (W3C Trace Context, section 3.2).
+pub(crate) fn trace_id(head: &RequestHead) -> Option<TraceId> {
+    let mut values = head.values(Kind::TraceParent);
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (parent, later) = value.split_at_checked(55)?;
+    let [version, trace, span, flags] =
+        parent.split(|byte| *byte == b'-').collect::<SmallVec<[_; 4]>>().into_inner().ok()?;
+    let is_hex = |part: &[u8], length: usize| {
+        part.len() == length && part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_some = |part: &[u8]| part.iter().any(|byte| *byte != b'0');
+    // Later versions may have more to say.
+    let ends = later.is_empty() || (version != b"00" && later[0] == b'-');
+    let fits = is_hex(version, 2) && is_hex(trace, 32) && is_hex(span, 16) && is_hex(flags, 2);
+    let valid = fits && ends && version != b"ff" && is_some(trace) && is_some(span);
+    if valid { trace.try_into().ok().map(TraceId) } else { None }
+}
+
+/// The ID of a trace: 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TraceId([u8; 32]);
+
+impl TraceId {
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// Who a request comes from, as instances are told.
@@ -84,8 +125,8 @@ pub(crate) fn client_address(head: &RequestHead, peer: Option<IpAddr>, trust: bo
 pub(crate) struct From<'a> {
     /// The address at the other end of the connection; a unix socket has none.
     pub peer: Option<IpAddr>,
-    /// Whether that is a proxy whose word on the client counts.
-    pub trust: bool,
+    /// How many proxies, of which that is the last, are believed in what they say of the client.
+    pub believed: usize,
     /// How the client reached this end: `http` or `https`.
     pub proto: &'static str,
     /// The request's ID in the access log.
@@ -110,12 +151,14 @@ pub(crate) fn write_request(head: &RequestHead, from: From<'_>, length: Option<u
             | Kind::ContentLength
             // The router has the body, or asks for it itself.
             | Kind::Expect
+            // Nobody behind reads it, and half of the way would be missing in it.
+            | Kind::Forwarded
             | Kind::HopByHop
             | Kind::Host
             | Kind::TransferEncoding
             | Kind::XForwardedFor
             | Kind::XRequestId => continue,
-            Kind::Forwarded | Kind::XForwardedHost | Kind::XForwardedProto if !from.trust => continue,
+            Kind::XForwardedHost | Kind::XForwardedProto if from.believed == 0 => continue,
             _ => {}
         }
         let name = head.name(header);
@@ -142,13 +185,12 @@ pub(crate) fn write_request(head: &RequestHead, from: From<'_>, length: Option<u
     out.extend_from_slice(b"\r\n");
 }
 
-/// `X-Forwarded-For`: the peer, behind those that a trusted proxy names.
+/// `X-Forwarded-For`: the peer, behind those that believed proxies name. Synapse takes the first for the client.
 fn write_route(head: &RequestHead, from: From<'_>, out: &mut Vec<u8>) {
-    let told = from.trust.then(|| head.values(Kind::XForwardedFor)).into_iter().flatten();
     let start = out.len();
     out.extend_from_slice(b"x-forwarded-for: ");
     let named = out.len();
-    for value in told {
+    for value in told(head, from.believed) {
         if out.len() > named {
             out.extend_from_slice(b", ");
         }
@@ -181,7 +223,7 @@ pub(crate) fn write_whoami(head: &RequestHead, from: From<'_>, path: &str, token
         line(b"user-agent", agent, out);
     }
     write_route(head, from, out);
-    let proto = if from.trust { head.values(Kind::XForwardedProto).next() } else { None };
+    let proto = if from.believed > 0 { head.values(Kind::XForwardedProto).next() } else { None };
     line(b"x-forwarded-proto", proto.unwrap_or(from.proto.as_bytes()), out);
     line(b"x-request-id", from.request_id.as_bytes(), out);
     let _ = write!(out, "authorization: Bearer {token}\r\n\r\n");
@@ -207,8 +249,8 @@ mod tests {
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
-    fn from(peer: Option<IpAddr>, trust: bool) -> From<'static> {
-        From { peer, trust, proto: "http", request_id: "id" }
+    fn from(peer: Option<IpAddr>, believed: usize) -> From<'static> {
+        From { peer, believed, proto: "http", request_id: "id" }
     }
 
     fn written(head: &RequestHead, from: From<'_>, length: Option<u64>) -> String {
@@ -281,25 +323,85 @@ mod tests {
             ("forwarded", "for=x"),
         ];
         let head = head("/", &told);
-        let untrusted = written(&head, from(Some(PEER), false), None);
+        let untrusted = written(&head, from(Some(PEER), 0), None);
         assert_eq!(header(&untrusted, "x-forwarded-for"), Some("192.0.2.1"));
         assert_eq!(header(&untrusted, "x-forwarded-proto"), Some("http"));
         assert_eq!(header(&untrusted, "x-forwarded-host"), Some("m.example"));
         assert_eq!(header(&untrusted, "x-request-id"), Some("id"));
         assert_eq!(header(&untrusted, "forwarded"), None);
 
-        assert_eq!(
-            client_address(&head, Some(PEER), true),
-            Some("198.51.100.7".parse().expect("an address"))
-        );
-        assert_eq!(client_address(&head, Some(PEER), false), Some(PEER));
-        let trusted = written(&head, from(Some(PEER), true), None);
+        let trusted = written(&head, from(Some(PEER), 1), None);
         assert_eq!(header(&trusted, "x-forwarded-for"), Some("198.51.100.7, 192.0.2.1"));
         assert_eq!(header(&trusted, "x-forwarded-proto"), Some("https"));
+        assert_eq!(header(&trusted, "forwarded"), None);
 
-        let unix = written(&head, from(None, true), None);
+        let unix = written(&head, from(None, 1), None);
         assert_eq!(header(&unix, "x-forwarded-for"), Some("198.51.100.7"));
-        assert_eq!(header(&written(&head, from(None, false), None), "x-forwarded-for"), None);
+        assert_eq!(header(&written(&head, from(None, 0), None), "x-forwarded-for"), None);
+    }
+
+    #[test]
+    fn only_what_believed_proxies_added_counts() {
+        // The client wrote the first two, in lines of its own.
+        let told = [
+            ("host", "a"),
+            ("x-forwarded-for", "203.0.113.66, 10.0.0.66"),
+            ("x-forwarded-for", "198.51.100.7,10.0.0.1"),
+        ];
+        let spoofed = head("/", &told);
+        for (believed, client, way) in [
+            (0, "192.0.2.1", "192.0.2.1"),
+            (1, "10.0.0.1", "10.0.0.1, 192.0.2.1"),
+            (2, "198.51.100.7", "198.51.100.7, 10.0.0.1, 192.0.2.1"),
+            (9, "203.0.113.66", "203.0.113.66, 10.0.0.66, 198.51.100.7, 10.0.0.1, 192.0.2.1"),
+        ] {
+            assert_eq!(client_address(&spoofed, Some(PEER), believed), client.parse().ok(), "{believed}");
+            let written = written(&spoofed, from(Some(PEER), believed), None);
+            assert_eq!(header(&written, "x-forwarded-for"), Some(way), "{believed}");
+            assert_eq!(written.matches("x-forwarded-for").count(), 1);
+        }
+        for (value, client) in [
+            ("198.51.100.7:1234", "198.51.100.7"),
+            ("[2001:db8::1]:1234", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("unknown", "192.0.2.1"),
+            ("198.51.100.7, ", "198.51.100.7"),
+            ("", "192.0.2.1"),
+        ] {
+            let head = head("/", &[("host", "a"), ("x-forwarded-for", value)]);
+            assert_eq!(client_address(&head, Some(PEER), 1), client.parse().ok(), "{value}");
+        }
+    }
+
+    #[test]
+    fn traces_are_named_as_the_standard_has_it() {
+        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let id = |values: &[&str]| {
+            let mut headers = vec![("host", "a")];
+            headers.extend(values.iter().map(|value| ("TraceParent", *value)));
+            trace_id(&head("/", &headers)).map(|id| id.as_str().to_owned())
+        };
+        let good = format!("00-{TRACE}-00f067aa0ba902b7-01");
+        let later = format!("cc-{TRACE}-00f067aa0ba902b7-01-what-will-be");
+        for value in [good.as_str(), &later] {
+            assert_eq!(id(&[value]).as_deref(), Some(TRACE), "{value}");
+        }
+        for bad in [
+            String::new(),
+            format!("{good}-more"),
+            format!("{later}x").replace("01-what", "01xwhat"),
+            good.replace("00-4", "ff-4"),
+            good.to_uppercase(),
+            good.replace(TRACE, &"0".repeat(32)),
+            good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            good.replace(TRACE, &TRACE[1..]),
+            good[..54].to_owned(),
+            good.replace('-', "_"),
+        ] {
+            assert_eq!(id(&[&bad]), None, "{bad}");
+        }
+        assert_eq!(id(&[&good, &good]), None);
+        assert_eq!(id(&[]), None);
     }
 
     #[test]
@@ -319,7 +421,7 @@ mod tests {
                 ("X-Kept", "1"),
             ],
         );
-        let written = written(&request, from(Some(PEER), false), length_to_tell(Framing::Length(0), None));
+        let written = written(&request, from(Some(PEER), 0), length_to_tell(Framing::Length(0), None));
         let expected = "GET /x HTTP/1.1\r\nhost: other.example\r\nauthorization: Bearer x\r\nX-Kept: 1\r\nx-forwarded-for: 192.0.2.1\r\n\
                         x-forwarded-proto: http\r\nx-forwarded-host: other.example\r\nx-request-id: id\r\n\
                         content-length: 0\r\n\r\n";

@@ -37,6 +37,8 @@ async fn check(state: Weak<State>, instance: Arc<Instance>) {
             }
             let settings = active.settings();
             let finding = probe(&mut connection, &instance, settings).await;
+            // It may have been before.
+            let _ = instance.checked.set(());
             if instance.note(finding, settings) {
                 state.available();
             }

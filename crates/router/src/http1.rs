@@ -43,6 +43,7 @@ pub(crate) enum Kind {
     Expect,
     Forwarded,
     Host,
+    TraceParent,
     TransferEncoding,
     UserAgent,
     XForwardedFor,
@@ -65,6 +66,7 @@ fn kind(name: &[u8]) -> Kind {
         10 if is("connection") => Kind::Connection,
         10 if is("user-agent") => Kind::UserAgent,
         10 if is("keep-alive") => Kind::HopByHop,
+        11 if is("traceparent") => Kind::TraceParent,
         12 if is("x-request-id") => Kind::XRequestId,
         13 if is("authorization") => Kind::Authorization,
         14 if is("content-length") => Kind::ContentLength,
@@ -239,11 +241,6 @@ impl RequestHead {
     /// The values of the headers of a kind.
     pub(crate) fn values(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
         self.headers.iter().filter(move |header| header.kind == kind).map(|header| self.value(header))
-    }
-
-    /// The first value of a kind, as text.
-    pub(crate) fn text(&self, kind: Kind) -> Option<&str> {
-        self.values(kind).next().and_then(|value| std::str::from_utf8(value).ok())
     }
 }
 
@@ -875,7 +872,7 @@ mod tests {
             for text in [text, with_host] {
                 let Ok(Some(head)) = parse(&text) else { continue };
                 let Ok(framing) = head.framing else { continue };
-                let from = From { peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), trust: false, proto: "http", request_id: "id" };
+                let from = From { peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), believed: 0, proto: "http", request_id: "id" };
                 let mut out = Vec::new();
                 let length = match framing { Framing::Length(length) => Some(length), Framing::Chunked => Some(7), _ => None };
                 write_request(&head, from, length_to_tell(framing, length), &mut out);

@@ -65,7 +65,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, state: &Shared, io: impl Io + 'st
         .keep_alive_interval(settings.idle_timeout / 2)
         .keep_alive_timeout(settings.idle_timeout / 2);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    if worker.until(Phase::Draining, connection.as_mut()).await.is_none() {
+    if worker.until(Phase::Leaving, connection.as_mut()).await.is_none() {
         connection.as_mut().graceful_shutdown();
         // What goes wrong on it is the client's own.
         let _ = connection.await;

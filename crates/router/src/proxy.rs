@@ -90,10 +90,13 @@ impl Exchange<'_> {
     async fn run(mut self) -> bool {
         let (state, worker) = (self.state, self.worker);
         let active = state.active.load_full();
-        let trust = active.settings().trust_forwarded_for;
         let path = if state.access.is_on() { key::loggable(self.head.target()) } else { String::new() };
-        let client = headers::client_address(&self.head, self.peer.address, trust);
+        let believed = active.settings().believed();
+        let client = headers::client_address(&self.head, self.peer.address, believed);
         let mut record = Record::new(state.clone(), self.head.method.clone(), path, client);
+        if state.access.is_on() {
+            record.trace_id = headers::trace_id(&self.head);
+        }
 
         let framing = headers::check(&self.head);
         let served = match framing {
@@ -213,7 +216,7 @@ impl Exchange<'_> {
                         record.upstream = Some(took);
                         let failed = match result {
                             Ok((upstream, head, sent)) => {
-                                state.metrics.upstream(class, took);
+                                state.metrics.upstream(class, role, &instance, took);
                                 let body = Body::new(head.framing);
                                 return Ok(Served::By(Box::new(Answered {
                                     head,
@@ -238,8 +241,8 @@ impl Exchange<'_> {
                         let wait = Box::pin(wait.for_place(state, settings, class, role));
                         self.client.unless_gone(wait).await??;
                     }
-                    Pick::Returning { role, elsewhere } => {
-                        let wait = Box::pin(wait.for_return(state, settings, role, elsewhere));
+                    Pick::Returning { role, limit, elsewhere } => {
+                        let wait = Box::pin(wait.for_return(state, settings, role, limit, elsewhere));
                         self.client.unless_gone(wait).await??;
                     }
                     // Those that broke off before may have a second chance.
@@ -325,7 +328,7 @@ impl Exchange<'_> {
 
     fn from<'f>(&self, settings: &Settings, request_id: &'f str) -> From<'f> {
         let (peer, proto) = (self.peer.address, self.peer.proto);
-        From { peer, trust: settings.trust_forwarded_for, proto, request_id }
+        From { peer, believed: settings.believed(), proto, request_id }
     }
 
     /// Asks Synapse whose a token is.

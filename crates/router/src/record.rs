@@ -11,6 +11,7 @@ use routes::Class;
 
 use crate::access::{Line, timestamp};
 use crate::failure::{Blame, Failure};
+use crate::headers::TraceId;
 use crate::instance::Instance;
 use crate::key::KeyKind;
 use crate::metrics::Outcome;
@@ -26,6 +27,7 @@ pub(crate) struct Record {
     /// Path and query without secrets; empty where nobody will read it.
     pub path: String,
     pub client: Option<IpAddr>,
+    pub trace_id: Option<TraceId>,
     pub class: Option<&'static Class>,
     pub role: Option<Role>,
     pub instance: Option<Arc<Instance>>,
@@ -49,6 +51,7 @@ impl Record {
             method,
             path,
             client,
+            trace_id: None,
             class: None,
             role: None,
             instance: None,
@@ -91,6 +94,7 @@ impl Record {
         let line = Line {
             time: timestamp(SystemTime::now()),
             request_id: self.id.as_str(),
+            trace_id: self.trace_id.as_ref().map(TraceId::as_str),
             client: client.as_deref().unwrap_or("unix"),
             method: self.method.as_str(),
             path: &self.path,

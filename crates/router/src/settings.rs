@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::Stack;
+use model::{ProxyProtocol, Stack};
 use routes::answers;
 
 /// Limits, timeouts and patience of a router.
@@ -15,6 +15,10 @@ pub struct Settings {
     pub admin_api: bool,
     /// Whether `X-Forwarded-For`, `-Proto` and `-Host` of a request are believed and added to; else they are replaced.
     pub trust_forwarded_for: bool,
+    /// How many proxies in front add to `X-Forwarded-For` where that is believed. At least 1.
+    pub trusted_proxies: u8,
+    /// Whether connections begin with a header of the PROXY protocol, and whose may.
+    pub proxy_protocol: Option<ProxyProtocol>,
 
     /// The most client connections at once. More wait in the listener's backlog. At least 1.
     pub max_connections: usize,
@@ -58,12 +62,16 @@ pub struct Settings {
     /// How long a request waits for a place before it gets 429: [`answers::QUEUE_TIMEOUT`].
     pub queue_timeout: Duration,
 
-    /// The most requests of each role that wait for an instance that is about to come back. More get 503.
+    /// The most requests of each role that wait for an instance that is about to come back, long polls that were on it
+    /// among them. More get 503.
     pub max_waiting: usize,
     /// How long a request waits for an instance that is about to come back, if nobody else can serve it.
     pub patience: Duration,
     /// The same where another role could serve it: long enough for a local restart, too short to be a nuisance.
     pub fallback_patience: Duration,
+    /// How long a request waits while the router is paused ([`crate::Router::pause`]): as long as a whole stack takes
+    /// to start, and shorter than clients wait.
+    pub pause_patience: Duration,
     /// For how long an instance that went away counts as about to come back.
     pub restart_grace: Duration,
 
@@ -96,6 +104,8 @@ impl Default for Settings {
         Self {
             admin_api: false,
             trust_forwarded_for: false,
+            trusted_proxies: 1,
+            proxy_protocol: None,
             max_connections: 20_000,
             max_head_bytes: 32 << 10,
             max_headers: 100,
@@ -114,9 +124,10 @@ impl Default for Settings {
             attempts: 3,
             queue_length: 128,
             queue_timeout: answers::QUEUE_TIMEOUT,
-            max_waiting: 512,
+            max_waiting: 4096,
             patience: Duration::from_secs(15),
             fallback_patience: Duration::from_secs(2),
+            pause_patience: Duration::from_secs(60),
             restart_grace: Duration::from_secs(20),
             health_interval: answers::HEALTH_INTERVAL,
             health_interval_down: Duration::from_millis(100),
@@ -133,11 +144,18 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// How many proxies in front are believed in what they say of the client.
+    pub(crate) fn believed(&self) -> usize {
+        if self.trust_forwarded_for { usize::from(self.trusted_proxies.max(1)) } else { 0 }
+    }
+
     /// The defaults, with what the stack says.
     pub fn from_stack(stack: &Stack) -> Self {
         Self {
             admin_api: stack.listen.admin_api,
             trust_forwarded_for: stack.listen.trust_forwarded_for,
+            trusted_proxies: stack.listen.trusted_proxies,
+            proxy_protocol: stack.listen.proxy_protocol.clone(),
             max_upload_bytes: stack.media.max_upload_bytes(),
             ..Self::default()
         }

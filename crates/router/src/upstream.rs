@@ -91,11 +91,19 @@ impl Socket {
 }
 
 impl Loose {
+    /// Binds the socket to this thread's runtime, as tokio does it.
+    pub(crate) fn tighten(self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+
     /// The socket, as tokio reads and writes it.
     pub(crate) fn polled(self) -> io::Result<Box<dyn Io>> {
-        Ok(match self {
-            Self::Tcp(stream) => Box::new(TcpStream::from_std(stream)?),
-            Self::Unix(stream) => Box::new(UnixStream::from_std(stream)?),
+        Ok(match self.tighten()? {
+            Socket::Tcp(stream) => Box::new(stream),
+            Socket::Unix(stream) => Box::new(stream),
         })
     }
 

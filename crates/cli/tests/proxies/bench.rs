@@ -117,12 +117,24 @@ impl Program {
                 continue;
             }
             let directory = tempfile::tempdir().expect("a directory");
-            for trust in [false, true] {
+            for listen in [
+                "address: '127.0.0.1:9'",
+                "address: '[::]:9', admin_api: true, trust_forwarded_for: true, trusted_proxies: 3",
+                "address: '0.0.0.0:9', proxy_protocol: { from: [10.0.0.0/8, '::1'] }",
+                "address: 'unix:/tmp/matrix.sock', proxy_protocol: {}, trust_forwarded_for: true",
+            ] {
+                // Once is enough for what has to do with the listener alone.
+                if listen.contains("proxy_protocol") && preset != "small" {
+                    continue;
+                }
+                let url = if listen.contains("unix:") {
+                    "public_base_url: https://matrix.example.org\n"
+                } else {
+                    ""
+                };
                 let stack = format!(
-                    "server_name: example.org\npreset: {preset}\ndata_dir: {}\nlisten: {{ address: '{}', \
-                     admin_api: {trust}, trust_forwarded_for: {trust} }}\n{more}",
+                    "server_name: example.org\npreset: {preset}\ndata_dir: {}\nlisten: {{ {listen} }}\n{url}{more}",
                     directory.path().display(),
-                    if trust { "[::]:9" } else { "127.0.0.1:9" },
                 );
                 let file = self.render(directory.path(), &stack);
                 // HAProxy says that these hosts do not exist.
@@ -186,8 +198,8 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Starts a stack of preset `full`. HAProxy reaches it over TCP, the others over unix sockets.
-    pub(crate) fn start(program: &Program, admin_api: bool) -> Self {
+    /// Starts a stack of preset `full`, with this in its `listen`. HAProxy reaches it over TCP, the others over unix sockets.
+    pub(crate) fn start(program: &Program, listen: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("ms-proxy-").tempdir_in("/tmp").expect("a directory");
         let port = free_ports(1);
         let network = if program.name == "haproxy" {
@@ -196,14 +208,15 @@ impl Bench {
             String::new()
         };
         let stack = format!(
-            "server_name: example.org\npreset: full\ndata_dir: {}\nlisten: {{ address: '127.0.0.1:{port}', admin_api: {admin_api} }}\n{network}",
+            "server_name: example.org\npreset: full\ndata_dir: {}\nlisten: {{ address: '127.0.0.1:{port}', {listen} }}\n{network}",
             directory.path().display(),
         );
         let file = program.render(directory.path(), &stack);
         let loaded = config::load(&directory.path().join("stack.yaml")).expect("a stack");
         let layout = Layout::new(directory.path());
         let topology = loaded.plan(&layout.sockets(), Preset::Full).expect("a plan");
-        let options = Options { admin_open: admin_api, features: Features::default() };
+        let options =
+            Options { admin_open: topology.stack().listen.admin_api, features: Features::default() };
         let matcher = Matcher::compile(Table::newest(), &topology, &options).expect("a matcher");
         fs::create_dir_all(layout.sockets()).expect("a directory");
         let log = Log::default();

@@ -232,6 +232,21 @@ pub(crate) fn what_the_proxy_adds(bench: &Bench) {
     assert!(header("x-request-id").len() >= 16, "{}: {headers:?}", bench.name);
 }
 
+/// Only what one's own proxies in front have added says whose a request is.
+pub(crate) fn whom_the_proxy_believes(bench: &Bench) {
+    let mut client = bench.client();
+    let mut told = |claims: &str| {
+        bench.seen();
+        client.send("GET", "/_matrix/client/versions", &[("X-Forwarded-For", claims)]);
+        bench.seen()[0].headers.get("x-forwarded-for").cloned().unwrap_or_default()
+    };
+    assert_eq!(told("203.0.113.66, 198.51.100.7,10.0.0.1"), "198.51.100.7", "{}", bench.name);
+    assert_eq!(told("198.51.100.7, 10.0.0.1"), "198.51.100.7", "{}", bench.name);
+    // Envoy wants them all.
+    let fewer = if bench.name == "envoy" { "127.0.0.1" } else { "198.51.100.7" };
+    assert_eq!(told("198.51.100.7"), fewer, "{}", bench.name);
+}
+
 /// Bodies up to the limits pass, larger ones do not.
 pub(crate) fn bodies(bench: &Bench) {
     let mut client = bench.client();

@@ -16,7 +16,7 @@ fn prove(program: &Program) {
         return;
     }
     program.accepts_every_layout();
-    let bench = Bench::start(program, true);
+    let bench = Bench::start(program, "admin_api: true");
     decisions::every_endpoint(&bench);
     decisions::odd_paths(&bench);
     decisions::what_the_proxy_adds(&bench);
@@ -24,8 +24,9 @@ fn prove(program: &Program) {
     spread::keys_stick(&bench);
     drop(bench);
     // Failures leave processes marked as bad, and paths are open or closed when the proxy starts.
-    let mut bench = Bench::start(program, false);
+    let mut bench = Bench::start(program, "trust_forwarded_for: true, trusted_proxies: 2");
     decisions::closed_paths(&bench);
+    decisions::whom_the_proxy_believes(&bench);
     failures::nothing_is_done_twice(&bench);
     failures::others_stand_in(&mut bench);
 }

@@ -2,7 +2,7 @@
 //!
 //! Routes in order, each with a cluster; a cluster that others stand in for is an aggregate of them.
 
-use model::{Address, Balance, Lookup, Topology};
+use model::{Address, Balance, ListenAddress, Lookup, ProxyProtocol, Sources, Topology};
 use routes::{Key, Matcher, answers};
 use serde_json::Value;
 
@@ -40,11 +40,9 @@ pub fn envoy(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupport
 
 fn listener(out: &mut String, routing: &Routing<'_>) {
     let listen = &routing.stack.listen;
-    let (host, port) = listen.address.rsplit_once(':').unwrap_or((&listen.address, "8008"));
-    let host = host.trim_matches(['[', ']']);
     // Behind a proxy of one's own, what it says about the client is kept; else it is dropped before anybody looks.
     let (hops, mutation) = if listen.trust_forwarded_for {
-        (1, "")
+        (listen.trusted_proxies.max(1), "\n          skip_xff_append: true")
     } else {
         (
             0,
@@ -75,10 +73,10 @@ layered_runtime:
 static_resources:
   listeners:
   - name: matrix
-    address: {{ socket_address: {{ address: "{host}", port_value: {port}{both} }} }}
-    per_connection_buffer_limit_bytes: 65536
+    address: {address}
+    per_connection_buffer_limit_bytes: 65536{proxied}
     filter_chains:
-    - filters:
+    - {from}filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
@@ -99,8 +97,9 @@ static_resources:
             max_headers_count: 100{mutation}
           local_reply_config:
             mappers:"#,
-        // All addresses, of IPv4 too.
-        both = if host == "::" { ", ipv4_compat: true" } else { "" },
+        address = address(&listen.address),
+        proxied = if listen.proxy_protocol.is_some() { PROXIED } else { "" },
+        from = listen.proxy_protocol.as_ref().map(from).unwrap_or_default(),
         head = answers::HEAD_TIMEOUT.as_secs(),
         idle = answers::IDLE_TIMEOUT.as_secs(),
         longest = routing.targets.iter().map(Target::timeout).max().unwrap_or_default().as_secs(),
@@ -134,10 +133,49 @@ fn headers(out: &mut String, indent: usize, more: &[(&str, &str)]) {
     }
 }
 
+/// Connections begin with a header of the PROXY protocol.
+const PROXIED: &str = r#"
+    listener_filters:
+    - name: envoy.filters.listener.proxy_protocol
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"#;
+
+/// An address to listen on.
+fn address(text: &str) -> String {
+    if let Ok(ListenAddress::Unix(path)) = text.parse() {
+        return format!("{{ pipe: {{ path: {}, mode: 438 }} }}", quoted(&path.display().to_string()));
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, "8008"));
+    let host = host.trim_matches(['[', ']']);
+    // All addresses, of IPv4 too.
+    let both = if host == "::" { ", ipv4_compat: true" } else { "" };
+    format!("{{ socket_address: {{ address: \"{host}\", port_value: {port}{both} }} }}")
+}
+
+/// Only load balancers that are named are served, if some are.
+fn from(protocol: &ProxyProtocol) -> String {
+    if protocol.from.is_empty() {
+        return String::new();
+    }
+    let range = |from: &Sources| {
+        let text = from.to_string();
+        let (prefix, length) = text.split_once('/').unwrap_or((&text, "32"));
+        format!("{{ address_prefix: \"{prefix}\", prefix_len: {length} }}")
+    };
+    let ranges: Vec<_> = protocol.from.iter().map(range).collect();
+    format!("filter_chain_match: {{ direct_source_prefix_ranges: [{}] }}\n      ", ranges.join(", "))
+}
+
+/// The client, alone, whoever else stood in between.
+const CLIENT: &str = r#"
+            request_headers_to_add:
+            - header: { key: x-forwarded-for, value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" }
+              append_action: OVERWRITE_IF_EXISTS_OR_ADD"#;
+
 /// What clients claim about themselves is replaced.
 const FORWARDED: &str = r#"
             request_headers_to_add:
-            - header: { key: x-forwarded-for, value: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" }
+            - header: { key: x-forwarded-for, value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" }
               append_action: OVERWRITE_IF_EXISTS_OR_ADD
             - header: { key: x-forwarded-host, value: "%REQ(:AUTHORITY)%" }
               append_action: OVERWRITE_IF_EXISTS_OR_ADD"#;
@@ -163,7 +201,7 @@ fn routes(out: &mut String, routing: &Routing<'_>) {
               # The first route that fits counts. It is compared with the path as it was sent.
               routes:
               # A path with `.` or `..` in it is passed on as it is, unless it could be taken for a private one."#,
-        forwarded = if routing.stack.listen.trust_forwarded_for { "" } else { FORWARDED },
+        forwarded = if routing.stack.listen.trust_forwarded_for { CLIENT } else { FORWARDED },
     );
     let hidden = Pattern {
         methods: Vec::new(),

@@ -2,7 +2,7 @@
 //!
 //! The frontend names the route in a variable, by patterns of which the first that fits counts; backends are the pools.
 
-use model::{Address, Balance, Lookup, Topology};
+use model::{Address, Balance, Listen, ListenAddress, Lookup, Topology};
 use routes::{Key, Matcher, answers};
 
 use super::{Outcome, Pool, Routing, Target, error, line, not_found, pattern};
@@ -86,13 +86,14 @@ fn frontend(out: &mut String, routing: &Routing<'_>) {
         out,
         "
 frontend matrix
-    bind {}
+    bind {}{}
 
     # Who answers. The path is compared as it was sent, and the first pattern that fits counts. A path with `.` or `..`
     # in it is passed on as it is, unless it could be taken for a private one.
     acl decided var(txn.route) -m found
     http-request set-var(txn.route) str(not_found) if {{ path_reg {} }} {{ path_reg {} }}",
         bind(&listen.address),
+        proxied(listen),
         whole(pattern::DOTS),
         whole(&pattern::private()),
     );
@@ -125,6 +126,7 @@ frontend matrix
     }
     own_answers(out, routing);
     limits(out, routing);
+    client(out, listen);
     keys(out, routing);
     headers(out, listen.trust_forwarded_for);
     line!(out, "\n    # The best role that has a process.");
@@ -231,15 +233,27 @@ fn keys(out: &mut String, routing: &Routing<'_>) {
     }
     if let Some(is) = keyed(Key::Origin) {
         line!(out, "    # The server that signed the request, else the client's address.");
-        line!(out, "    http-request set-var(txn.key) src if {is}");
-        if routing.stack.listen.trust_forwarded_for {
-            let told = "req.hdr(x-forwarded-for,1)";
-            line!(out, "    http-request set-var(txn.key) {told} if {is} {{ {told} -m found }}");
-        }
+        line!(out, "    http-request set-var(txn.key) var(txn.client) if {is}");
         line!(
             out,
             r#"    http-request set-var(txn.key) 'req.fhdr(authorization),regsub("^[^ ]+[ \t](.*[ \t,])?origin[ \t]*=[ \t]*\"?([^\", \t]+).*$","\2",i)' if {is} {{ req.fhdr(authorization) -m reg -i '^x-matrix[ \t](.*[ \t,])?origin[ \t]*=' }}"#
         );
+    }
+}
+
+/// Whose the request is.
+fn client(out: &mut String, listen: &Listen) {
+    line!(out, "\n    http-request set-var(txn.client) src");
+    if listen.trust_forwarded_for {
+        line!(
+            out,
+            "    # The proxies in front are believed: each adds whom it was asked by at the end, so the client is the one that the
+    # first of them added."
+        );
+        for place in [1, -i16::from(listen.trusted_proxies.max(1))] {
+            let told = format!("req.hdr(x-forwarded-for,{place})");
+            line!(out, "    http-request set-var(txn.client) {told} if {{ {told} -m found }}");
+        }
     }
 }
 
@@ -249,7 +263,7 @@ fn headers(out: &mut String, trust: bool) {
             out,
             "
     # The proxy in front is believed.
-    option forwardfor
+    http-request set-header X-Forwarded-For %[var(txn.client)]
     http-request set-header X-Forwarded-Proto http if !{{ req.hdr(X-Forwarded-Proto) -m found }} !{{ ssl_fc }}
     http-request set-header X-Forwarded-Proto https if !{{ req.hdr(X-Forwarded-Proto) -m found }} {{ ssl_fc }}"
         );
@@ -309,8 +323,26 @@ fn backend(out: &mut String, pool: &Pool) {
     }
 }
 
+/// How connections begin: what follows the address.
+fn proxied(listen: &Listen) -> String {
+    let Some(protocol) = &listen.proxy_protocol else { return String::new() };
+    let is_unix = matches!(listen.address.parse(), Ok(ListenAddress::Unix(_)));
+    if protocol.from.is_empty() || is_unix {
+        return " accept-proxy".to_owned();
+    }
+    let from: Vec<_> = protocol.from.iter().map(ToString::to_string).collect();
+    format!(
+        "\n    acl load_balancer src {}\n    tcp-request connection reject if !load_balancer\n    tcp-request \
+         connection expect-proxy layer4",
+        from.join(" ")
+    )
+}
+
 /// An address to listen on.
 fn bind(address: &str) -> String {
+    if let Ok(ListenAddress::Unix(path)) = address.parse() {
+        return format!("'unix@{}' mode 666", path.display());
+    }
     address.strip_prefix("[::]").map_or_else(|| address.to_owned(), |port| format!(":::{}", &port[1..]))
 }
 

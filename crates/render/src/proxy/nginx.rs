@@ -4,7 +4,7 @@
 //! own, because timeouts and limits are a location's. Only the location is chosen by that: what goes to Synapse is
 //! `$request_uri`, the target as it was sent.
 
-use model::{Address, Balance, Lookup, Topology};
+use model::{Address, Balance, ListenAddress, Lookup, ProxyProtocol, Topology};
 use routes::{Matcher, answers};
 
 use super::{Outcome, Pool, Routing, Target, Unsupported, error, first_pool, line, not_found, pattern};
@@ -155,13 +155,16 @@ map "$request_method $upstream_bytes_sent $upstream_status" $matrix_spent {{
 }}"#
     );
     if routing.stack.listen.trust_forwarded_for {
+        let believed = routing.stack.listen.trusted_proxies.max(1);
         line!(
             out,
             r#"
-# The proxy in front is believed: the first address that it names is the client's.
+# The proxies in front, {believed} of them, are believed: each adds whom it was asked by at the end, so the client is the one
+# that the first of them added.
 map $http_x_forwarded_for $matrix_client {{
     default $remote_addr;
-    "~^[ ]*(?<matrix_first_address>[^, ]+)" $matrix_first_address;
+    "~(?<matrix_address>[^, ]+)(?:[, ]+[^, ]+){{{inner}}}[, ]*$" $matrix_address;
+    "~^[, ]*(?<matrix_first_address>[^, ]+)" $matrix_first_address;
 }}
 map $http_x_forwarded_proto $matrix_proto {{
     default $http_x_forwarded_proto;
@@ -170,7 +173,8 @@ map $http_x_forwarded_proto $matrix_proto {{
 map $http_x_forwarded_host $matrix_host {{
     default $http_x_forwarded_host;
     "" $http_host;
-}}"#
+}}"#,
+            inner = believed - 1,
         );
     }
 }
@@ -204,9 +208,9 @@ fn server(out: &mut String, routing: &Routing<'_>) {
         out,
         "
 server {{
-    listen {address}{both};
+    listen {address}{both}{proxied};
     server_name {name};
-
+{real}
     merge_slashes off;
     server_tokens off;
     large_client_header_buffers 4 32k;
@@ -237,7 +241,12 @@ server {{
     # The decoded path, for the room in it, before the request goes to its route's location.
     set $matrix_path $uri;
     rewrite ^ {INNER}$matrix_route last;",
-        address = listen.address,
+        address = match listen.address.parse() {
+            Ok(ListenAddress::Unix(path)) => format!("\"unix:{}\"", path.display()),
+            _ => listen.address.clone(),
+        },
+        proxied = if listen.proxy_protocol.is_some() { " proxy_protocol" } else { "" },
+        real = listen.proxy_protocol.as_ref().map(real_address).unwrap_or_default(),
         // All addresses, of IPv4 too.
         both = if listen.address.starts_with("[::]") { " ipv6only=off" } else { "" },
         name = host(&routing.stack.base_url()),
@@ -246,7 +255,7 @@ server {{
         most = answers::MAX_REQUEST_BYTES,
         idle = answers::IDLE_TIMEOUT.as_secs(),
         connect = answers::CONNECT_TIMEOUT.as_secs(),
-        forwarded = if trust { "$proxy_add_x_forwarded_for" } else { "$remote_addr" },
+        forwarded = if trust { "$matrix_client" } else { "$remote_addr" },
         proto = if trust { "$matrix_proto" } else { "$scheme" },
         host = if trust { "$matrix_host" } else { "$http_host" },
     );
@@ -255,6 +264,17 @@ server {{
         locations(out, routing, target);
     }
     line!(out, "}}");
+}
+
+/// The client is whom a load balancer names, if it is one that may.
+fn real_address(protocol: &ProxyProtocol) -> String {
+    let mut from: Vec<String> = protocol.from.iter().map(ToString::to_string).collect();
+    if from.is_empty() {
+        from = ["0.0.0.0/0", "::/0"].map(str::to_owned).into();
+    }
+    from.push("unix:".to_owned());
+    let set = "\n    set_real_ip_from ";
+    format!("    real_ip_header proxy_protocol;{set}{};\n", from.join(&format!(";{set}")))
 }
 
 /// The name under which clients reach the server.

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use model::Role;
 use router::{Settings, Snapshot, TlsError};
 use routes::Table;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -21,7 +22,7 @@ use tokio_rustls::{TlsConnector, rustls};
 
 use crate::lab::{Lab, checksum, get, post, quick, stack, topology, until};
 
-const NAME: &str = "matrix.test.example";
+pub(crate) const NAME: &str = "matrix.test.example";
 
 /// A PEM file (RFC 7468).
 fn pem(label: &str, der: &[u8]) -> String {
@@ -30,7 +31,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 /// Writes a new certificate and its key, and returns the certificate.
-fn certify(dir: &Path) -> rustls::pki_types::CertificateDer<'static> {
+pub(crate) fn certify(dir: &Path) -> rustls::pki_types::CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
     std::fs::write(dir.join("cert.pem"), pem("CERTIFICATE", made.cert.der())).unwrap();
     std::fs::write(dir.join("key.pem"), pem("PRIVATE KEY", &made.signing_key.serialize_der())).unwrap();
@@ -45,17 +46,17 @@ fn files(dir: &Path) -> model::Tls {
 async fn lab() -> (Lab, rustls::pki_types::CertificateDer<'static>) {
     let lab = Lab::new(&[("sync", &[Role::Sync], 1)]).await;
     let certificate = certify(lab.dir.path());
-    encrypt(&lab);
+    encrypt(&lab, quick());
     (lab, certificate)
 }
 
 /// Has the router use the certificate that lies there.
-fn encrypt(lab: &Lab) {
+pub(crate) fn encrypt(lab: &Lab, settings: Settings) {
     let mut stack = stack(&[("sync", &[Role::Sync], 1)]);
     stack.listen.tls = Some(files(lab.dir.path()));
     let topology = topology(&stack, lab.dir.path());
     let snapshot =
-        Snapshot::with_table(Table::newest(), &topology, quick()).unwrap().with_tls(&stack).unwrap();
+        Snapshot::with_table(Table::newest(), &topology, settings).unwrap().with_tls(&stack).unwrap();
     lab.router.reload(snapshot);
 }
 
@@ -65,6 +66,15 @@ async fn connect(
     trusted: rustls::pki_types::CertificateDer<'static>,
     alpn: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    secure(TcpStream::connect(lab.address).await?, trusted, alpn).await
+}
+
+/// Begins with TLS on a connection, trusting this certificate alone.
+pub(crate) async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    trusted: rustls::pki_types::CertificateDer<'static>,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<S>> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -74,7 +84,6 @@ async fn connect(
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
-    let stream = TcpStream::connect(lab.address).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(NAME).unwrap(), stream).await
 }
 
@@ -161,7 +170,7 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
         sender
     };
     let new = certify(lab.dir.path());
-    encrypt(&lab);
+    encrypt(&lab, quick());
     assert!(connect(&lab, new, b"http/1.1").await.is_ok());
     assert!(connect(&lab, old, b"http/1.1").await.is_err());
     let reply = open.send_request(post("/_matrix/client/v3/keys/query", "{}")).await.unwrap();
@@ -171,9 +180,9 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
 #[tokio::test]
 async fn who_does_not_speak_tls_gets_nothing() {
     let settings = Settings { head_timeout: Duration::from_millis(200), ..quick() };
-    let lab = Lab::with(&[], settings).await;
+    let lab = Lab::with(&[], settings.clone()).await;
     certify(lab.dir.path());
-    encrypt(&lab);
+    encrypt(&lab, settings);
     let answer = lab.raw(format!("{} / HTTP/1.1\r\nhost: a\r\n\r\n", Method::GET).as_bytes()).await;
     assert!(!answer.contains("HTTP/1.1 200"), "{answer}");
     assert_eq!(lab.seen("main"), 0);

@@ -8,6 +8,7 @@ const TRANSPORT: router::Transport = router::Transport::Epoll;
 
 mod balance;
 mod encrypted;
+mod front;
 mod lab;
 mod life;
 mod names;

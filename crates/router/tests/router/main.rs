@@ -8,6 +8,7 @@ const TRANSPORT: router::Transport = router::Transport::Auto;
 
 mod balance;
 mod encrypted;
+mod front;
 mod lab;
 mod life;
 mod names;

@@ -58,6 +58,46 @@ async fn forwarding_headers_are_ours_unless_the_proxy_in_front_is_trusted() {
     assert_eq!(seen["headers"]["x-forwarded-for"], "198.51.100.7, 127.0.0.1");
     assert_eq!(seen["headers"]["x-forwarded-proto"], "https");
     assert_eq!(behind.log(1).await[0]["client"], "198.51.100.7");
+
+    // What a client wrote stands before what the proxy added to it.
+    let spoofed = "GET /_matrix/client/versions HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 203.0.113.66, 10.0.0.66\r\n\
+                   x-forwarded-for: 198.51.100.7\r\nconnection: close\r\n\r\n";
+    let answer = behind.raw(spoofed.as_bytes()).await;
+    assert!(answer.contains(r#""x-forwarded-for":"198.51.100.7, 127.0.0.1""#), "{answer}");
+    assert_eq!(behind.log(2).await[1]["client"], "198.51.100.7");
+    let two = Settings { trust_forwarded_for: true, trusted_proxies: 2, ..quick() };
+    behind.router.reload(Snapshot::new(&behind.topology, two).unwrap());
+    let answer = behind.raw(spoofed.as_bytes()).await;
+    assert!(answer.contains(r#""x-forwarded-for":"10.0.0.66, 198.51.100.7, 127.0.0.1""#), "{answer}");
+    assert_eq!(behind.log(3).await[2]["client"], "10.0.0.66");
+}
+
+#[tokio::test]
+async fn traces_go_through_and_are_named_in_the_log() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let lab = Lab::new(&[]).await;
+    let context = [
+        ("traceparent", format!("00-{TRACE}-00f067aa0ba902b7-01")),
+        ("tracestate", "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7".to_owned()),
+        ("baggage", "userId=am%C3%A9lie;x=1, serverNode = DF%2028".to_owned()),
+    ];
+    let mut traced = request(&Method::GET, "/_matrix/client/versions");
+    for (name, value) in &context {
+        traced = traced.header(*name, value);
+    }
+    let seen = lab.send(traced.body(Full::default()).unwrap()).await.json();
+    for (name, value) in &context {
+        assert_eq!(seen["headers"][name], **value);
+    }
+    // Whoever sends nonsense gets it through, but into no log.
+    let nonsense = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+    let odd = request(&Method::GET, "/_matrix/client/versions").header("traceparent", nonsense);
+    let seen = lab.send(odd.body(Full::default()).unwrap()).await.json();
+    assert_eq!(seen["headers"]["traceparent"], nonsense);
+    lab.get("/_matrix/client/versions").await;
+    let lines = lab.log(3).await;
+    assert_eq!((&lines[0]["trace_id"], &lines[1]["trace_id"]), (&TRACE.into(), &serde_json::Value::Null));
+    assert!(lines[2].as_object().unwrap().contains_key("trace_id") && lines[2]["trace_id"].is_null());
 }
 
 #[tokio::test]
@@ -427,6 +467,30 @@ async fn unix_sockets_and_the_private_listener() {
         assert!(metrics.contains(&format!("matrix_stack_router_{name}")), "{name} is missing in {metrics}");
     }
     assert!(ask(private, "/_matrix/client/versions").await.starts_with("HTTP/1.1 404 "));
+}
+
+#[tokio::test]
+async fn durations_are_told_by_who_answered_and_how() {
+    let lab = Lab::new(&[("client_reader", &[Role::ClientReader], 1)]).await;
+    for _ in 0..2 {
+        assert_eq!(lab.send(get("/_matrix/client/v3/publicRooms")).await.instance(), "client_reader_1");
+    }
+    assert_eq!(lab.send(get("/health")).await.status, StatusCode::NOT_FOUND);
+    lab.log(3).await;
+    let text = lab.router.metrics();
+    let lines = |name: &str| -> Vec<_> {
+        text.lines().filter_map(|line| line.strip_prefix(&format!("matrix_stack_router_{name}"))).collect()
+    };
+    // Nothing is told of what did not happen.
+    assert_eq!(
+        lines("upstream_duration_seconds_count"),
+        [r#"{class="client",role="client_reader",instance="client_reader_1"} 2"#]
+    );
+    let mut requests = lines("request_duration_seconds_count");
+    requests.sort_unstable();
+    assert_eq!(requests, [r#"{class="client",outcome="2xx"} 2"#, r#"{class="router",outcome="router"} 1"#]);
+    let roles = lines("instance_role");
+    assert!(roles.contains(&r#"{instance="client_reader_1",role="client_reader"} 1"#), "{roles:?}");
 }
 
 #[tokio::test]

@@ -6,12 +6,19 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+mod front;
+mod handover;
+mod top;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Answers every request with 200, for as long as the test runs.
+/// How long a sync is held.
+const POLL: Duration = Duration::from_millis(700);
+
+/// Answers every request with 200, and syncs after a while, for as long as the test runs.
 fn main_process() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -20,8 +27,13 @@ fn main_process() -> SocketAddr {
             std::thread::spawn(move || {
                 let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
                 let mut line = String::new();
+                let mut polls = false;
                 while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    polls |= line.contains("/sync?");
                     if line == "\r\n" {
+                        if std::mem::take(&mut polls) {
+                            std::thread::sleep(POLL);
+                        }
                         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
                         if (&stream).write_all(answer).is_err() {
                             return;
@@ -67,17 +79,31 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The router, killed if the test ends before it does.
-struct Router(Child);
+/// The program, killed if the test ends before it does.
+struct Program(Child);
 
-impl Router {
-    fn start(dir: &Path, port: u16, more: &[&str]) -> Self {
+impl Program {
+    fn router(dir: &Path, port: u16, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_matrix-stack"));
         command.args(["router", "--threads", "2"]).args(more);
-        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        command.arg("--config").arg(dir.join("stack.yaml")).stderr(Stdio::null());
-        let router = Self(command.spawn().expect("it starts"));
-        until("requests are taken", || status(port, "/_matrix/client/versions") == Some(200));
+        if port > 0 {
+            command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        }
+        command.arg("--config").arg(dir.join("stack.yaml")).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts one, and waits until it takes requests.
+    fn start(command: &mut Command) -> Self {
+        let mut router = Self(command.spawn().expect("it starts"));
+        let mut said = String::new();
+        let mut stderr = BufReader::new(router.0.stderr.take().expect("it is piped"));
+        while !said.contains("routing at") {
+            let length = stderr.read_line(&mut said).expect("text");
+            assert!(length > 0, "the router ended: {said}");
+        }
+        // It shall never wait for somebody to read.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         router
     }
 
@@ -95,7 +121,7 @@ impl Router {
 
     fn end(&mut self) -> ExitStatus {
         let mut status = None;
-        until("the router has ended", || {
+        until("it has ended", || {
             status = self.0.try_wait().expect("a child of ours");
             status.is_some()
         });
@@ -103,7 +129,7 @@ impl Router {
     }
 }
 
-impl Drop for Router {
+impl Drop for Program {
     fn drop(&mut self) {
         // Nothing to do if it has ended.
         let _ = self.0.kill();
@@ -117,7 +143,8 @@ fn the_router_alone_routes_reloads_and_stops() {
     let (main, port) = (main_process(), free_port());
     write_stack(dir.path(), main, "");
     for transport in ["auto", "epoll"] {
-        let mut router = Router::start(dir.path(), port, &["--transport", transport]);
+        let mut router = Program::start(&mut Program::router(dir.path(), port, &["--transport", transport]));
+        assert_eq!(status(port, "/_matrix/client/versions"), Some(200));
         assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
 
         // A file that is no good changes nothing, one that is changes what it says.
@@ -135,22 +162,6 @@ fn the_router_alone_routes_reloads_and_stops() {
     }
 }
 
-#[test]
-fn a_followed_file_needs_no_signal() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (main, port) = (main_process(), free_port());
-    write_stack(dir.path(), main, "");
-    let mut router = Router::start(dir.path(), port, &["--follow"]);
-    assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
-    // As Kubernetes does it: another file takes its place, whole.
-    let next = tempfile::tempdir_in(dir.path()).expect("a directory");
-    write_stack(next.path(), main, "listen: {admin_api: true}\n");
-    std::fs::rename(next.path().join("stack.yaml"), dir.path().join("stack.yaml")).expect("own directory");
-    until("the admin API is open", || status(port, "/_synapse/admin/v1/server_version") == Some(200));
-    router.signal(Signal::SIGTERM);
-    assert!(router.end().success());
-}
-
 /// Clients that begin a request and go no further take a bounded amount of memory each, and what they took serves the next
 /// ones: however many come and go, the router does not grow, and others are served meanwhile.
 #[test]
@@ -162,7 +173,7 @@ fn slow_clients_take_little_memory_and_give_it_back() {
     const EACH: u64 = 40;
     let (dir, port) = (tempfile::tempdir().expect("a directory"), free_port());
     write_stack(dir.path(), main_process(), "");
-    let router = Router::start(dir.path(), port, &[]);
+    let router = Program::start(&mut Program::router(dir.path(), port, &[]));
     let before = router.memory();
     // Half a head, and half a body that is small enough to be taken in before anybody is asked.
     let head = format!("GET /_matrix/client/versions HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(8 << 10));
