@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use model::Preset;
+use model::{Address, Preset};
+
+use crate::top::Sort;
 
 /// Plans, checks, runs, routes, watches and repairs a complete self-hosted Matrix deployment.
 #[derive(Debug, Parser)]
@@ -22,7 +24,7 @@ pub(crate) struct Arguments {
 }
 
 /// Which stack a command is about, and what is changed for this once.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct StackArguments {
     /// The stack file [default: stack.yaml where it exists, else a stack called `localhost`]
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Up(Up),
     /// Show every process of the running stack
     Status(Json),
+    /// Watch the running stack: what passes through each process and class of endpoints, and what fails
+    Top(Top),
     /// Show the processes' logs
     Logs(Logs),
     /// Restart processes of the running stack
@@ -60,10 +64,18 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "NAME|ROLE")]
         names: Vec<String>,
     },
+    /// Make the running stack what the stack file says now, without stopping it
+    Reload,
     /// Stop the running stack
     Down,
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
+    /// Bring the pods of a release on Kubernetes to its stack, in the planner's order
+    Rollout(Rollout),
+    /// Install what the stack runs, and make its directories and secrets, but start nothing
+    Install(PackagesDir),
+    /// Become one process of the stack, for systemd or another supervisor
+    Run(Run),
     /// Accounts
     #[command(subcommand)]
     User(User),
@@ -77,8 +89,34 @@ pub(crate) enum Command {
     /// Where requests go, and why
     #[command(subcommand)]
     Routes(Routes),
+    /// Package Helm charts as a repository to publish
+    PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `package-charts`.
+#[derive(Debug, Args)]
+pub(crate) struct PackageCharts {
+    /// The directory that holds a directory for each chart
+    #[arg(long, value_name = "DIR", default_value = "charts")]
+    pub(crate) charts: PathBuf,
+    /// The directory to write to: archives and `index.yaml`, and an OCI layout of each chart in `oci`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Where the archives will be found [default: beside the index]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// When all was made, in seconds since 1970: the same charts and the same time give the same bytes
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "SOURCE_DATE_EPOCH",
+        hide_env_values = true,
+        default_value_t = 1_577_836_800
+    )]
+    #[arg(value_parser = clap::value_parser!(u64).range(..253_402_300_800))]
+    pub(crate) time: u64,
 }
 
 /// `init`.
@@ -114,6 +152,47 @@ pub(crate) struct Json {
     pub(crate) json: bool,
 }
 
+/// `top`.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Watch a router that runs alone, at its `listen.metrics`, instead of a stack on this machine
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = listener)]
+    pub(crate) url: Option<Address>,
+    /// Seconds between two looks
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2.0, value_parser = interval)]
+    pub(crate) interval: f64,
+    /// What to sort by; a key changes it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) sort: Sort,
+    /// Only what contains this; `/` changes it
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) filter: String,
+    /// Print one picture of one interval and end, as where stdout is no terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// The same as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.2..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("not from 0.2 to 3600".to_owned()) }
+}
+
+/// A router's private listener, from its URL.
+fn listener(url: &str) -> Result<Address, String> {
+    let parts = || {
+        let rest = url.strip_prefix("http://")?;
+        let (place, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (host, port) = place.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        (!host.is_empty() && ["", "metrics"].contains(&path))
+            .then_some(Address::Tcp { host, port: port.parse().ok()? })
+    };
+    parts().ok_or_else(|| "not as in `http://127.0.0.1:9090`".to_owned())
+}
+
 /// `up`.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
@@ -126,12 +205,31 @@ pub(crate) struct Up {
     /// Where clients reach the stack, an address and a port or `unix:PATH`, above what the stack file says
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
-    /// Where Synapse, PostgreSQL and Valkey are installed; stacks share it
-    #[arg(long, value_name = "DIR")]
-    pub(crate) packages_dir: Option<PathBuf>,
+    /// Where they are installed.
+    #[command(flatten)]
+    pub(crate) packages: PackagesDir,
     /// Start one Python for each process instead of forking them from one parent
     #[arg(long)]
     pub(crate) no_fork_server: bool,
+}
+
+/// Where packages are installed.
+#[derive(Debug, Args)]
+pub(crate) struct PackagesDir {
+    /// Where Synapse, PostgreSQL and Valkey are installed; stacks share it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) packages_dir: Option<PathBuf>,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The process: `postgres`, `valkey`, `main` or a worker's name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Where it is installed.
+    #[command(flatten)]
+    pub(crate) packages: PackagesDir,
 }
 
 /// `router`.
@@ -163,6 +261,41 @@ pub(crate) struct Router {
     /// Look at the stack file every two seconds, and reload when its content has changed
     #[arg(long)]
     pub(crate) watch: bool,
+    /// Ask the router that runs for this stack whether it is well, and do nothing else; it answers at `listen.metrics`
+    #[arg(long)]
+    pub(crate) probe: bool,
+}
+
+/// `rollout`.
+#[derive(Debug, Args)]
+pub(crate) struct Rollout {
+    /// The release, as the label `app.kubernetes.io/instance` of its workloads and pods has it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) release: String,
+    /// The namespace [default: that of the pod, or of the current context]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// The `ConfigMap` with the stack that is wished [default: RELEASE-stack-desired]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) desired: Option<String>,
+    /// The `ConfigMap` with the stack that pods read, which this alone writes [default: RELEASE-stack]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) applied: Option<String>,
+    /// Return once all is applied and ready, instead of following the wished stack
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// How many seconds that may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, requires = "once", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+    /// Change nothing, and print what would happen
+    #[arg(long, conflicts_with_all = ["once", "listen"])]
+    pub(crate) dry_run: bool,
+    /// How many workloads may restart at the same time
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) at_once: u8,
+    /// Where `/health`, `/ready` and `/metrics` are served [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
 }
 
 /// How the router moves bytes.
@@ -217,6 +350,15 @@ pub(crate) enum Render {
     Haproxy(Proxy),
     /// The router's work for Envoy: a whole file
     Envoy(Proxy),
+    /// Units for systemd: one for each process
+    Systemd(Systemd),
+    /// A file for Docker Compose: a container for each process, with PostgreSQL and Valkey
+    Compose {
+        /// The directory to write to: secrets that are missing are made in it, and configuration, media and the database
+        /// will lie there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Another proxy's configuration.
@@ -228,6 +370,39 @@ pub(crate) struct Proxy {
     /// Where the proxy listens, an address and a port or `unix:PATH`, above the router's address in the stack file
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
+}
+
+/// Units for systemd.
+#[derive(Debug, Args)]
+pub(crate) struct Systemd {
+    /// The directory to write to, `/etc` to use them at once: units go to `systemd/system` in it, and the user and its
+    /// directories to `sysusers.d` and `tmpfiles.d`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The units' name, or the first part of it; it tells stacks apart
+    #[arg(long, value_name = "NAME", default_value = "matrix-stack", value_parser = unit_name)]
+    pub(crate) name: String,
+    /// The user that everything runs as
+    #[arg(long, value_name = "USER", default_value = "matrix-stack", value_parser = unit_name)]
+    pub(crate) user: String,
+    /// One unit that runs `matrix-stack up`, instead of one for each process
+    #[arg(long)]
+    pub(crate) whole: bool,
+    /// This program's file [default: the one that runs now]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) program: Option<PathBuf>,
+    /// Where it installs to.
+    #[command(flatten)]
+    pub(crate) packages: PackagesDir,
+}
+
+/// The name of a user or a unit, in letters that mean nothing else to systemd.
+fn unit_name(name: &str) -> Result<String, String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 31 && name.bytes().all(good) {
+        return Ok(name.to_owned());
+    }
+    Err("use up to 31 lower-case letters, digits, `-` and `_`, a letter first".to_owned())
 }
 
 /// `configure`.

@@ -8,6 +8,7 @@ mod commands;
 mod log;
 mod machine;
 mod place;
+mod top;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -20,7 +21,11 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments = args::Arguments::parse();
-    log::start(matches!(&arguments.command, args::Command::Up(up) if up.detached));
+    log::start(match &arguments.command {
+        args::Command::Up(up) => up.detached,
+        args::Command::Rollout(rollout) => !rollout.dry_run,
+        _ => false,
+    });
     match commands::run(&arguments) {
         Ok(code) => code,
         Err(error) => {

@@ -22,12 +22,21 @@ pub(crate) struct Place {
 impl Place {
     /// Loads the stack that the arguments mean, with what they change.
     pub(crate) fn find(arguments: &StackArguments) -> anyhow::Result<Self> {
+        Self::find_for(arguments, &Home::of_this_process())
+    }
+
+    /// The same for a service of the system, whoever asks: where the stack file names no data directory, it is root's.
+    pub(crate) fn find_for_system(arguments: &StackArguments) -> anyhow::Result<Self> {
+        Self::find_for(arguments, &Home { is_root: true, directory: None, data: None })
+    }
+
+    fn find_for(arguments: &StackArguments, home: &Home) -> anyhow::Result<Self> {
         let mut loaded = load(arguments.config.as_deref())?;
         if let Some(preset) = arguments.preset {
             loaded.stack.preset = Some(preset);
         }
         let chosen = loaded.stack.preset.is_none().then(|| choose_preset(this_machine()));
-        let layout = Layout::new(data_dir(arguments, &loaded)?);
+        let layout = Layout::new(data_dir(arguments, &loaded, home)?);
         Ok(Self { loaded, layout, chosen })
     }
 
@@ -37,8 +46,11 @@ impl Place {
         Ok(self.loaded.plan(&self.layout.sockets(), preset)?)
     }
 
-    /// The default directory of installed packages.
-    pub(crate) fn packages_dir() -> anyhow::Result<PathBuf> {
+    /// The directory of installed packages: the one that is named, or the default.
+    pub(crate) fn packages_dir(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+        if let Some(dir) = named {
+            return std::path::absolute(dir).context("the packages directory has no absolute path");
+        }
         let home = Home::of_this_process();
         config::default_packages_dir(home.is_root, home.directory.as_deref(), home.data.as_deref())
             .ok_or_else(|| {
@@ -47,25 +59,20 @@ impl Place {
     }
 }
 
-/// The stack file: the named one, or `stack.yaml`.
-pub(crate) fn file(arguments: &StackArguments) -> anyhow::Result<PathBuf> {
-    let file = arguments.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
-    file.exists().then(|| file.to_owned()).ok_or_else(|| {
-        anyhow!("there is no file `{}` to watch; name one with `--config FILE`", file.display())
-    })
+/// The stack file that the arguments mean, where there is one.
+pub(crate) fn file(named: Option<&Path>) -> Option<&Path> {
+    named.or_else(|| Some(Path::new(DEFAULT_FILE)).filter(|file| file.exists()))
 }
 
 /// Loads the named file, or `stack.yaml` where it exists, or a stack called `localhost`.
 pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Loaded> {
-    match file {
+    match self::file(file) {
         Some(file) => Ok(config::load(file)?),
-        None if Path::new(DEFAULT_FILE).exists() => Ok(config::load(Path::new(DEFAULT_FILE))?),
         None => Ok(Loaded::implicit()),
     }
 }
 
-fn data_dir(arguments: &StackArguments, loaded: &Loaded) -> anyhow::Result<PathBuf> {
-    let home = Home::of_this_process();
+fn data_dir(arguments: &StackArguments, loaded: &Loaded, home: &Home) -> anyhow::Result<PathBuf> {
     let dir = arguments
         .data_dir
         .clone()

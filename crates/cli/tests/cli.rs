@@ -188,7 +188,8 @@ fn pools_are_told_and_configured_process_by_process() {
 #[test]
 fn commands_for_a_running_stack_say_that_none_runs() {
     let directory = with_stack(GOOD);
-    for words in [&["status"][..], &["down"], &["restart", "sync_1"], &["user", "add", "alice"]] {
+    for words in [&["status"][..], &["down"], &["reload"], &["restart", "sync_1"], &["user", "add", "alice"]]
+    {
         let mut words = words.to_vec();
         words.extend(["--data-dir", "data"]);
         insta::assert_snapshot!(format!("not_running_{}", words[0]), run(directory.path(), &words));
@@ -233,6 +234,7 @@ fn the_manual_of_commands_is_up_to_date() {
         &["plan"],
         &["up"],
         &["status"],
+        &["top"],
         &["logs"],
         &["restart"],
         &["down"],

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::{Preset, Secrets, ServerName, Stack, Topology};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 pub use init::{SCHEMA_FILE, init_yaml};
@@ -128,9 +130,36 @@ pub fn parse(name: &str, text: &str) -> Result<Loaded, Report> {
     Err(report(&file.source, problems))
 }
 
+/// Reads the text of another YAML file than a `stack.yaml`, which reports call `name`, and checks it as strictly.
+///
+/// # Errors
+/// Everything that is wrong with the text.
+pub fn document<T: DeserializeOwned + JsonSchema>(name: &str, text: &str) -> Result<T, Report> {
+    if text.len() > tree::MAX_BYTES {
+        let message = format!("`{name}` is larger than {} KiB", tree::MAX_BYTES >> 10);
+        return Err(Report::of_file(name, message, "make it smaller"));
+    }
+    let source = Source { name: name.to_owned(), text: text.to_owned() };
+    let (root, mut problems) = tree::build(text).map_err(|problem| report(&source, vec![problem]))?;
+    let Some(root) = root else {
+        return Err(Report::of_file(name, format!("`{name}` is empty"), "write what belongs there"));
+    };
+    let schema = schemars::schema_for!(T).to_value();
+    let (wrong, json) = check::check(&schema, &root, text);
+    problems.extend(wrong);
+    let file = YamlFile { source, root };
+    if problems.is_empty() {
+        match typed(json.unwrap_or(Json::Null), &file) {
+            Ok(value) => return Ok(value),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Err(report(&file.source, problems))
+}
+
 /// The typed stack. After the schema's check this succeeds; should the types know a rule that the schema does not,
 /// it is reported at the field.
-fn typed(json: Json, file: &YamlFile) -> Result<Stack, tree::Problem> {
+fn typed<T: DeserializeOwned>(json: Json, file: &YamlFile) -> Result<T, tree::Problem> {
     serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };

@@ -18,7 +18,7 @@ pub enum Action {
     Keep,
     /// It restarts at any time, one after the other: no other process has to agree with what changed.
     Roll,
-    /// It restarts with the change, after those that stop together: it has to know the new layout.
+    /// It restarts with the change, once those that stop together have stopped: it has to know the new layout.
     Restart,
     /// It stops, together with all that have this action, before any of them starts again: two of them with
     /// different configurations would both believe that some work is theirs.
@@ -54,11 +54,23 @@ pub struct InstanceChange {
     pub because: Vec<String>,
 }
 
+/// The changes by what happens and why, in the order of [`Action`].
+pub fn grouped(changes: &[InstanceChange]) -> BTreeMap<(Action, &[String]), Vec<&str>> {
+    let mut groups: BTreeMap<(Action, &[String]), Vec<&str>> = BTreeMap::new();
+    for change in changes {
+        groups.entry((change.action, &change.because)).or_default().push(&change.instance);
+    }
+    groups
+}
+
 /// What changes between two topologies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Comparison {
     /// One entry a process of either topology: the old ones in their order, then the new ones.
     pub changes: Vec<InstanceChange>,
+    /// The old processes that must all have ended before any process reads the new configuration: those that stop
+    /// together, and those of their kind that go.
+    pub end_first: BTreeSet<String>,
     /// Whether the router has to load a new table.
     pub router: bool,
     /// The fields that differ.
@@ -85,7 +97,11 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
     let mut because: BTreeMap<(&str, Action), BTreeSet<String>> = BTreeMap::new();
     let kept: Vec<&Instance> = old.instances().iter().filter(|i| new.instance(&i.name).is_some()).collect();
 
+    let mut end_first = BTreeSet::new();
     let mut note = |instance: &Instance, action: Action, field: String| {
+        if action == Action::StopTogether {
+            end_first.insert(instance.name.clone());
+        }
         // Names live in `old` for every process in `kept`, so the borrow outlives the map.
         if let Some(kept) = kept.iter().find(|kept| kept.name == instance.name) {
             because.entry((&kept.name, action)).or_default().insert(field);
@@ -166,7 +182,7 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
         .filter(|field| *field == "server_name")
         .map(|field| (field.clone(), "user IDs, room IDs and signatures carry it; start a new stack instead"))
         .collect();
-    Comparison { changes, router, fields, refused }
+    Comparison { changes, end_first, router, fields, refused }
 }
 
 /// Every list of processes that all must agree on: whose it is, who was on it, who will be.

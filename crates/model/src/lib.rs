@@ -14,7 +14,7 @@ mod sizing;
 mod stack;
 mod topology;
 
-pub use compare::{Action, Comparison, InstanceChange, compare};
+pub use compare::{Action, Comparison, InstanceChange, compare, grouped};
 pub use layout::{Layout, SecretPath, SecretPaths};
 pub use plan::{plan, reserved_connections};
 pub use preset::{Preset, preset_groups};

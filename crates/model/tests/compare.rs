@@ -46,6 +46,21 @@ fn one_more_event_persister_stops_them_together_and_restarts_the_rest() {
 }
 
 #[test]
+fn writers_that_go_end_before_the_others_start_and_readers_that_go_need_not() {
+    let mut old = stack(Preset::Custom);
+    for (group, count) in [("event_persister", 2), ("sync", 2)] {
+        set_count(&mut old, group, count);
+    }
+    let mut new = old.clone();
+    for group in ["event_persister", "sync"] {
+        set_count(&mut new, group, 1);
+    }
+    let comparison = between(&old, &new);
+    assert_eq!(comparison.end_first, ["event_persister_1", "event_persister_2"].map(str::to_owned).into());
+    assert!(comparison.changes.iter().filter(|c| c.action == model::Action::Stop).count() == 2);
+}
+
+#[test]
 fn moving_a_stream_from_main_stops_main_too() {
     let old = stack(Preset::Custom);
     let mut new = old.clone();

@@ -148,6 +148,18 @@ pub enum InstanceError {
     },
 }
 
+/// The options that a process has in the end: those of `shared.yaml`, with its own in their place. For each process of a
+/// pool they are these, but for its name.
+pub fn synapse_options(topology: &Topology, layout: &Layout, instance: &Instance) -> Map<String, Value> {
+    let renderer = Renderer { topology, stack: topology.stack(), layout };
+    renderer
+        .shared_sections()
+        .into_iter()
+        .chain(renderer.own_sections(instance, &instance.name))
+        .flat_map(|section| section.entries)
+        .collect()
+}
+
 /// The command line of a Synapse process, behind `python -m MODULE` with the module of [`App::module`]: its
 /// configuration files, the later ones overriding the earlier.
 pub fn config_args(layout: &Layout, instance: &Instance) -> Vec<String> {
@@ -172,6 +184,10 @@ impl Renderer<'_> {
              Each process reads this file and then its own NAME.yaml, whose top-level options replace those here.",
             self.stack.server_name
         );
+        RenderedFile { path: SHARED.into(), contents: document(&comment, &self.shared_sections()) }
+    }
+
+    fn shared_sections(&self) -> Vec<Section> {
         let mut sections = vec![
             self.server(),
             self.federation(),
@@ -198,7 +214,7 @@ impl Renderer<'_> {
             ));
         }
         self.pass_through(&mut sections, "Passed through from `synapse.extra`.", &self.stack.synapse.extra);
-        RenderedFile { path: SHARED.into(), contents: document(&comment, &sections) }
+        sections
     }
 
     /// The file of a process that is called so: like the instance, unless that is a pool.

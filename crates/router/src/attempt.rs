@@ -28,7 +28,7 @@ pub(crate) struct Failed {
     pub refused: bool,
 }
 
-/// The most attempts that found nobody listening, for one request.
+/// The most attempts that found nobody listening, or somebody who was told to go, for one request.
 const MAX_REFUSALS: u32 = 20;
 
 /// The attempts that a request has had.
@@ -43,7 +43,7 @@ pub(crate) struct Attempts {
 impl Attempts {
     /// Counts a failed attempt; whether there may be another.
     pub(crate) fn another(&mut self, failed: &Failed, instance: &Arc<Instance>, settings: &Settings) -> bool {
-        if failed.refused {
+        if failed.refused || instance.is_leaving() {
             // It is known to be away now, and worth another look when it is back.
             self.refused += 1;
         } else {
@@ -84,6 +84,9 @@ impl Attempt<'_> {
             let opened = client.unless_gone(Box::pin(self.open())).await;
             opened.map_err(|failure| Failed { failure, refused: false })??
         };
+        // Until its response begins; then it would break off.
+        let again = !payload.is_stream() && Failure::Reset.may_retry(self.method);
+        let _replaceable = again.then(|| self.instance.replaceable());
         let mut source = payload.take(self.settings.body_stall);
         let before = upstream.stream.written();
         upstream.stream.send(self.request.clone());

@@ -1,9 +1,10 @@
 //! The client's side: listeners, connections, and what bounds them.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -91,13 +92,19 @@ impl Drop for Listening {
     }
 }
 
-/// Serves clients until the router stops.
-pub(crate) async fn serve_public(listening: Listening, listener: Listener) {
-    serve(listening.0.clone(), listener, Purpose::Public).await;
+/// Serves clients until the router stops, or `end` comes.
+pub(crate) async fn serve_public(listening: Listening, listener: Listener, end: impl Future<Output = ()>) {
+    serve(listening.0.clone(), listener, Purpose::Public, end).await;
 }
 
-/// Accepts connections until the router stops.
-pub(crate) async fn serve(state: Shared, listener: Listener, purpose: Purpose) {
+/// Accepts connections until the router stops, or `end` comes.
+pub(crate) async fn serve(
+    state: Shared,
+    listener: Listener,
+    purpose: Purpose,
+    end: impl Future<Output = ()>,
+) {
+    let mut end = pin!(end);
     // People want to see how the end goes, so the private listener stays until it has come.
     let last = if purpose == Purpose::Public { Phase::Serving } else { Phase::Ending };
     let mut phase = state.phase.subscribe();
@@ -110,7 +117,12 @@ pub(crate) async fn serve(state: Shared, listener: Listener, purpose: Purpose) {
             let max = state.active.load().settings().max_connections.max(1);
             if state.connections.load(Ordering::Acquire) >= max {
                 // The rest waits in the backlog.
-                tokio::select! { () = closed => {} _ = phase.changed() => {} () = sleep(Duration::from_millis(100)) => {} }
+                tokio::select! {
+                    () = closed => {}
+                    () = sleep(Duration::from_millis(100)) => {}
+                    _ = phase.changed() => {}
+                    () = &mut end => break,
+                }
                 continue;
             }
         }
@@ -124,6 +136,7 @@ pub(crate) async fn serve(state: Shared, listener: Listener, purpose: Purpose) {
                 }
             },
             _ = phase.changed() => {}
+            () = &mut end => break,
         }
     }
     // Who had connected before the end shall not be cut off: what waits in the backlog is taken in. A moment's wait,

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, SetOnce};
 
 use crate::balance;
-use crate::metrics::Counters;
+use crate::metrics::Own;
 use crate::settings::Settings;
 
 /// The state of an instance, for people.
@@ -174,13 +174,16 @@ pub(crate) struct Instance {
     health: Mutex<Health>,
     in_flight: AtomicU32,
     in_flight_by_class: Box<[AtomicU32]>,
+    /// Those of them that would be sent again if this instance ended now.
+    replaceable: AtomicU32,
     /// Which connections may be used again: those made since it was last told to forget them.
     epoch: AtomicU64,
     /// Connections that lie ready, of all threads.
     pub idle: AtomicUsize,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
-    pub counters: Counters,
+    /// Its metrics.
+    pub own: Own,
     /// Rings when a request ends.
     pub ended: Notify,
     /// Whether it was checked once.
@@ -212,11 +215,12 @@ impl Instance {
             health: Mutex::new(Health::new()),
             in_flight: AtomicU32::new(0),
             in_flight_by_class: CLASSES.iter().map(|_| AtomicU32::new(0)).collect(),
+            replaceable: AtomicU32::new(0),
             epoch: AtomicU64::new(0),
             idle: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            counters: Counters::new(),
+            own: Own::new(),
             ended: Notify::new(),
             checked: SetOnce::new(),
             check: Notify::new(),
@@ -306,6 +310,12 @@ impl Instance {
         }
     }
 
+    /// Whether it is away, or about to go, because somebody wants it so.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let health = lock(&self.health);
+        health.draining || health.held.is_some()
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.readiness.load(Ordering::Acquire) == READY
     }
@@ -338,6 +348,19 @@ impl Instance {
         Some(Lease { instance: self.clone(), class })
     }
 
+    /// Requests in flight that would be lost if it ended now.
+    pub(crate) fn irreplaceable(&self) -> u32 {
+        // Read in this order, no request counts as replaceable that is not in flight.
+        let replaceable = self.replaceable.load(Ordering::Acquire);
+        self.in_flight().saturating_sub(replaceable)
+    }
+
+    /// Counts a request as one that would be sent again, as long as the result lives.
+    pub(crate) fn replaceable(&self) -> Replaceable<'_> {
+        self.replaceable.fetch_add(1, Ordering::AcqRel);
+        Replaceable(self)
+    }
+
     /// The epoch in which a connection is made; only in the same one it may be used again.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -346,6 +369,15 @@ impl Instance {
     /// Has the connections that lie ready closed, for whoever was at the other end is gone.
     pub(crate) fn forget_connections(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// A request in flight that would be sent again if its instance ended.
+pub(crate) struct Replaceable<'a>(&'a Instance);
+
+impl Drop for Replaceable<'_> {
+    fn drop(&mut self) {
+        self.0.replaceable.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

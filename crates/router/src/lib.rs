@@ -54,7 +54,7 @@ use model::{Address, Role};
 use routes::{CLASSES, Class, Decision};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 pub use access::AccessLog;
 pub use engine::Transport;
@@ -122,6 +122,17 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Router {
     state: Shared,
+}
+
+/// A pause of a router, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Pause(Router);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0.state.pauses.fetch_sub(1, Ordering::AcqRel);
+        self.0.state.available();
+    }
 }
 
 /// The head of a request, for [`Router::decide`].
@@ -205,17 +216,35 @@ impl Router {
 
     /// Serves clients and other servers on a listener, until [`Router::shutdown`]. May be called for several.
     pub fn serve(&self, listener: impl Into<Listener>) -> impl Future<Output = ()> + Send + 'static {
+        self.serve_until(listener, std::future::pending())
+    }
+
+    /// The same until `end` comes, if that is earlier. Connections that were accepted go on.
+    pub fn serve_until(
+        &self,
+        listener: impl Into<Listener>,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
         // Counted from now on, not from when the future first runs, so that the end waits for it.
-        front::serve_public(front::Listening::new(self.state.clone()), listener.into())
+        front::serve_public(front::Listening::new(self.state.clone()), listener.into(), end)
     }
 
     /// Serves `/metrics`, `/health` and `/ready` on a listener, until the end of [`Router::shutdown`].
     pub fn serve_private(&self, listener: impl Into<Listener>) -> impl Future<Output = ()> + Send + 'static {
-        front::serve(self.state.clone(), listener.into(), Purpose::Private)
+        self.serve_private_until(listener, std::future::pending())
+    }
+
+    /// The same until `end` comes, if that is earlier.
+    pub fn serve_private_until(
+        &self,
+        listener: impl Into<Listener>,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        front::serve(self.state.clone(), listener.into(), Purpose::Private, end)
     }
 
     /// Replaces table, instances and settings. Instances with the same name and address go on with their health, their
-    /// connections and their requests; requests on others finish. What waits is decided anew. Opens the access log
+    /// connections and their requests; requests on others finish, as on drained ones. What waits is decided anew. Opens the access log
     /// anew. The sizes of the whoami cache stay as they were at the start.
     pub fn reload(&self, snapshot: Snapshot) {
         let mut names = names::lock(&self.state);
@@ -260,12 +289,38 @@ impl Router {
         self.with(instance, |instance| instance.drain())
     }
 
-    /// Waits until no request is in flight on an instance, for at most this long; returns how many still are.
-    pub async fn idle(&self, instance: &str, within: Duration) -> usize {
-        let Some(instance) = self.state.active.load().instance(instance).cloned() else { return 0 };
-        // If it was not in time, the number says so.
-        let _ = timeout(within, instance.is_idle()).await;
-        instance.in_flight() as usize
+    /// Waits until an instance may end without a loss, for at most this long; returns how many requests would still be
+    /// lost. Those that the router would send again, long polls above all, are none of them.
+    pub async fn settled(&self, instance: &str, within: Duration) -> usize {
+        self.settle(within, |name| name == instance).await
+    }
+
+    /// The same for all instances together.
+    pub async fn all_settled(&self, within: Duration) -> usize {
+        self.settle(within, |_| true).await
+    }
+
+    async fn settle(&self, within: Duration, which: impl Fn(&str) -> bool) -> usize {
+        /// Who has just been given an instance may not have been counted yet.
+        const LOOK_AGAIN: Duration = Duration::from_millis(5);
+        let until = Instant::now() + within;
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let active = self.state.active.load();
+            let busy = active.busy().filter(|instance| which(&instance.name));
+            let lost: u32 = busy.map(|instance| instance.irreplaceable()).sum();
+            if lost == 0 || Instant::now() >= until {
+                return lost as usize;
+            }
+        }
+    }
+
+    /// Keeps new requests from every instance until the result is dropped: they wait, for
+    /// [`Settings::pause_patience`] at most. Requests in flight go on.
+    #[must_use]
+    pub fn pause(&self) -> Pause {
+        self.state.pauses.fetch_add(1, Ordering::AcqRel);
+        Pause(self.clone())
     }
 
     fn with(&self, name: &str, act: impl FnOnce(&Arc<instance::Instance>)) -> bool {

@@ -1,34 +1,38 @@
 //! What Prometheus is told. The names are documented in `docs/router.md`.
 
+use std::array;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use model::{ROLES, Role};
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 use routes::{CLASSES, Class};
 
-use crate::failure::Failure;
+use crate::failure::{Blame, Failure};
 use crate::instance::Instance;
 
 /// Label names with values: of one text each, all from small sets (roles, instances, classes, outcomes).
 type Labels<const N: usize> = [(&'static str, Arc<str>); N];
 type StaticLabels<const N: usize> = [(&'static str, &'static str); N];
-type Histograms = Family<StaticLabels<1>, Histogram, fn() -> Histogram>;
 
 /// The metrics that are counted as things happen. Those that can be looked up are filled in when they are asked for.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Labels<4>, Counter>,
-    /// By the class's index; the last is of what the router answered itself.
-    duration: Vec<Histogram>,
-    upstream: Vec<Histogram>,
+    duration: Family<StaticLabels<2>, Histogram>,
+    /// Those of them that were used, by the class's index (the last is of what the router answered itself) and the
+    /// outcome's group.
+    durations: Box<[OnceLock<Histogram>]>,
+    upstream: Family<Labels<3>, Histogram>,
     retries: Family<Labels<2>, Counter>,
     failed: Family<Labels<2>, Counter>,
     pub unknown_paths: Counter,
@@ -48,6 +52,7 @@ pub(crate) struct Look {
     in_flight: Family<Labels<2>, Gauge>,
     idle: Family<Labels<1>, Gauge>,
     state: Family<Labels<2>, Gauge>,
+    role: Family<Labels<2>, Gauge>,
     queued: Family<StaticLabels<2>, Gauge>,
     waiting: Family<StaticLabels<1>, Gauge>,
     pool_members: Family<Labels<1>, Gauge>,
@@ -70,35 +75,101 @@ pub(crate) enum Outcome {
     Failed(Failure),
 }
 
+/// What durations are told apart by: a status by its hundreds, a failure by who is to blame.
+const GROUPS: [&str; 8] = ["2xx", "3xx", "4xx", "5xx", "other", "client", "router", "upstream"];
+
 impl Outcome {
+    /// Its place in [`GROUPS`].
+    fn group(self) -> usize {
+        match self {
+            Self::Answered(hundreds @ 2..=5) => usize::from(hundreds - 2),
+            Self::Answered(_) => 4,
+            Self::Failed(failure) => match failure.blame() {
+                Blame::Client => 5,
+                Blame::Router => 6,
+                Blame::Upstream => 7,
+            },
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
-            Self::Answered(2) => "2xx",
-            Self::Answered(3) => "3xx",
-            Self::Answered(4) => "4xx",
-            Self::Answered(5) => "5xx",
-            Self::Answered(_) => "other",
+            Self::Answered(_) => GROUPS[self.group()],
             Self::Failed(failure) => failure.label(),
         }
     }
 }
 
-/// An instance's counters of requests by class, for the usual outcomes and the role that asked first: the family of all
-/// of them is slow to find one in.
-#[derive(Debug)]
-pub(crate) struct Counters(Box<[OnceLock<(Role, Counter)>]>);
+/// How long something took, in buckets. Unlike the library's histogram it takes no lock: every request counts in two.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Histogram(Arc<Observed>);
 
-/// The usual outcomes: 2xx to 5xx.
-const USUAL: usize = 4;
+#[derive(Debug, Default)]
+struct Observed {
+    /// How often, by bucket; the last is of what is beyond them all.
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    /// In microseconds: 10 000 long polls at once for 58 years.
+    sum: AtomicU64,
+}
 
-impl Counters {
-    pub(crate) fn new() -> Self {
-        Self((0..CLASSES.len() * USUAL).map(|_| OnceLock::new()).collect())
+impl Histogram {
+    fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = BUCKETS.partition_point(|upper| *upper < seconds);
+        self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.0.sum.fetch_add(micros, Ordering::Relaxed);
     }
 }
 
-fn histogram() -> Histogram {
-    Histogram::new(BUCKETS)
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
+        // The count is that of the buckets as they were read, so that the two never disagree.
+        let buckets: [(f64, u64); BUCKETS.len() + 1] = array::from_fn(|place| {
+            let upper = BUCKETS.get(place).copied().unwrap_or(f64::INFINITY);
+            (upper, self.0.buckets[place].load(Ordering::Relaxed))
+        });
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = Duration::from_micros(self.0.sum.load(Ordering::Relaxed)).as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// A metric of the role that asked first.
+type OfRole<M> = OnceLock<(Role, M)>;
+
+/// An instance's own metrics, by class: the families of all of them are slow to find one in.
+#[derive(Debug)]
+pub(crate) struct Own {
+    /// The counters of requests, for the usual outcomes.
+    requests: Box<[OfRole<Counter>]>,
+    upstream: Box<[OfRole<Histogram>]>,
+}
+
+/// The usual outcomes: the first of [`GROUPS`].
+const USUAL: usize = 4;
+
+impl Own {
+    pub(crate) fn new() -> Self {
+        Self {
+            requests: (0..CLASSES.len() * USUAL).map(|_| OnceLock::new()).collect(),
+            upstream: CLASSES.iter().map(|_| OnceLock::new()).collect(),
+        }
+    }
+}
+
+/// Counts in the metric that lies at a place, or else in the one that is found.
+fn count_at<M>(place: &OfRole<M>, role: Role, find: impl Fn() -> M, count: impl FnOnce(&M)) {
+    let (of, metric) = place.get_or_init(|| (role, find()));
+    if *of == role { count(metric) } else { count(&find()) }
 }
 
 impl Metrics {
@@ -106,20 +177,16 @@ impl Metrics {
         let mut registry = Registry::with_prefix("matrix_stack_router");
         let requests = Family::default();
         registry.register("requests", "Requests by class, role, instance and outcome", requests.clone());
-        let duration = Histograms::new_with_constructor(histogram);
+        let duration = Family::default();
         registry.register(
             "request_duration_seconds",
-            "From a request's head to the end of its response, by class",
+            "From a request's head to the end of its response, by class and group of outcomes",
             duration.clone(),
         );
-        let names = || CLASSES.iter().map(|class| class.name).chain([ROUTER]);
-        let of = |family: &Histograms| -> Vec<Histogram> {
-            names().map(|name| family.get_or_create_owned(&[("class", name)])).collect()
-        };
-        let upstream = Histograms::new_with_constructor(histogram);
+        let upstream = Family::default();
         registry.register(
             "upstream_duration_seconds",
-            "From the sending of a request to the head of the response, by class",
+            "From the sending of a request to the head of the response, by class, role and instance",
             upstream.clone(),
         );
         let retries = Family::default();
@@ -170,6 +237,7 @@ impl Metrics {
         registry.register("in_flight", "Requests in flight, by instance and class", look.in_flight.clone());
         registry.register("idle_connections", "Connections to an instance that lie ready", look.idle.clone());
         registry.register("instance_state", "1 for the state that an instance is in", look.state.clone());
+        registry.register("instance_role", "1 for each role that an instance has", look.role.clone());
         registry.register("queued", "Requests that wait for a place, by class and role", look.queued.clone());
         registry.register(
             "waiting",
@@ -190,8 +258,9 @@ impl Metrics {
         Self {
             registry,
             requests,
-            duration: of(&duration),
-            upstream: of(&upstream),
+            duration,
+            durations: (0..=CLASSES.len()).flat_map(|_| GROUPS).map(|_| OnceLock::new()).collect(),
+            upstream,
             retries,
             failed,
             unknown_paths,
@@ -214,32 +283,51 @@ impl Metrics {
         outcome: Outcome,
         duration: Duration,
     ) {
+        let name = class.map_or(ROUTER, |class| class.name);
         let index = class.map_or(CLASSES.len(), |class| class.id.index());
-        self.duration[index].observe(duration.as_secs_f64());
+        let group = outcome.group();
+        self.durations[index * GROUPS.len() + group]
+            .get_or_init(|| self.duration.get_or_create_owned(&[("class", name), ("outcome", GROUPS[group])]))
+            .observe(duration);
         let find = || {
             let labels = [
-                ("class", class.map_or(ROUTER, |class| class.name).into()),
+                ("class", name.into()),
                 ("role", role.map_or("", Role::name).into()),
                 ("instance", instance.map(|instance| instance.name.clone()).unwrap_or_default()),
                 ("outcome", outcome.label().into()),
             ];
             self.requests.get_or_create_owned(&labels)
         };
-        if let (Some(class), Some(role), Some(instance), Outcome::Answered(hundreds @ 2..=5)) =
-            (class, role, instance, outcome)
-        {
-            let place = &instance.counters.0[class.id.index() * USUAL + usize::from(hundreds - 2)];
-            let (of, counter) = place.get_or_init(|| (role, find()));
-            if *of == role {
-                counter.inc();
-                return;
+        match (class, role, instance) {
+            (Some(_), Some(role), Some(instance)) if group < USUAL => {
+                let place = &instance.own.requests[index * USUAL + group];
+                count_at(place, role, find, |counter| {
+                    counter.inc();
+                });
+            }
+            _ => {
+                find().inc();
             }
         }
-        find().inc();
     }
 
-    pub(crate) fn upstream(&self, class: &'static Class, duration: Duration) {
-        self.upstream[class.id.index()].observe(duration.as_secs_f64());
+    pub(crate) fn upstream(
+        &self,
+        class: &'static Class,
+        role: Role,
+        instance: &Instance,
+        duration: Duration,
+    ) {
+        let find = || {
+            let labels = [
+                ("class", class.name.into()),
+                ("role", role.name().into()),
+                ("instance", instance.name.clone()),
+            ];
+            self.upstream.get_or_create_owned(&labels)
+        };
+        let place = &instance.own.upstream[class.id.index()];
+        count_at(place, role, find, |histogram| histogram.observe(duration));
     }
 
     pub(crate) fn attempt_failed(&self, instance: &Arc<str>, failure: &'static str) {
@@ -281,6 +369,9 @@ impl Metrics {
         for class in &CLASSES {
             let class: Arc<str> = class.name.into();
             for role in &roles {
+                let labels =
+                    [("class", class.clone()), ("role", role.clone()), ("instance", instance.clone())];
+                self.upstream.remove(&labels);
                 for outcome in &outcomes {
                     self.requests.remove(&[
                         ("class", class.clone()),
@@ -307,6 +398,7 @@ impl Look {
         self.in_flight.clear();
         self.idle.clear();
         self.state.clear();
+        self.role.clear();
         self.queued.clear();
         self.waiting.clear();
         self.pool_members.clear();
@@ -318,8 +410,11 @@ impl Look {
             .set(count.into());
     }
 
-    pub(crate) fn instance(&self, instance: &Arc<str>, state: &'static str, idle: usize) {
+    pub(crate) fn instance(&self, instance: &Arc<str>, roles: &[Role], state: &'static str, idle: usize) {
         self.state.get_or_create(&[("instance", instance.clone()), ("state", state.into())]).set(1);
+        for role in roles {
+            self.role.get_or_create(&[("instance", instance.clone()), ("role", role.name().into())]).set(1);
+        }
         self.idle.get_or_create(&[("instance", instance.clone())]).set(count(idle));
     }
 
@@ -345,6 +440,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn durations_lie_in_the_bucket_that_they_do_not_exceed() {
+        let histogram = Histogram::default();
+        for micros in [1000, 1001, 90_000_000] {
+            histogram.observe(Duration::from_micros(micros));
+        }
+        let mut registry = Registry::default();
+        registry.register("it", "It", histogram);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"it_bucket{le="0.001"} 1"#,
+            r#"it_bucket{le="0.0025"} 2"#,
+            r#"it_bucket{le="60.0"} 2"#,
+            r#"it_bucket{le="+Inf"} 3"#,
+            "it_count 3",
+            "it_sum 90.002001",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+        }
+    }
+
+    #[test]
     fn nothing_is_left_of_an_instance_that_is_forgotten() {
         let metrics = Metrics::new();
         let count = |name: &str| {
@@ -356,13 +473,15 @@ mod tests {
             }
             metrics.attempt_failed(&instance.name, Failure::Reset.label());
             metrics.retry(&instance.name, Failure::Reset.label());
+            metrics.upstream(&CLASSES[0], Role::Sync, &instance, Duration::ZERO);
         };
         count("sync@10.0.0.7");
         count("sync@10.0.0.8");
         metrics.forget(&"sync@10.0.0.7".into());
         let text = metrics.encode();
         assert!(!text.contains("10.0.0.7"), "{text}");
-        assert_eq!(text.matches("10.0.0.8").count(), 5, "{text}");
+        // Five counters, and the buckets, sum and count of a histogram.
+        assert_eq!(text.matches("10.0.0.8").count(), 5 + BUCKETS.len() + 3, "{text}");
     }
 
     /// The charts' alerts and dashboards ask for nothing that the router does not tell.
@@ -377,7 +496,7 @@ mod tests {
         metrics.closed.get_or_create(&[("kind", "admin")]).inc();
         metrics.whoami.get_or_create(&[("result", "x")]).inc();
         metrics.look.in_flight(&name, "sync", 1);
-        metrics.look.instance(&name, "up", 1);
+        metrics.look.instance(&name, &[Role::Sync], "up", 1);
         metrics.look.queued("sync", "sync", 1);
         metrics.look.waiting("sync", 1);
         let text = metrics.encode();

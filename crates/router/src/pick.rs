@@ -1,6 +1,7 @@
 //! Which instance a request goes to, and what it waits for until one can take it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use model::Role;
@@ -21,8 +22,9 @@ pub(crate) enum Pick {
     Got(Place, Role),
     /// The instances of this role have no place left for this class.
     Full(Role),
-    /// An instance of this role is about to come back; whether somebody else could serve the request.
-    Returning { role: Role, elsewhere: bool },
+    /// An instance of this role is about to come back; for how long to wait for it, and whether somebody else could
+    /// serve the request.
+    Returning { role: Role, limit: Duration, elsewhere: bool },
     /// Nobody can serve it, and nobody is about to.
     Nobody,
 }
@@ -39,7 +41,14 @@ pub(crate) struct Choice<'a> {
 
 impl Choice<'_> {
     pub(crate) fn pick(&self, state: &Shared, impatient: bool) -> Pick {
-        let grace = self.active.settings().restart_grace;
+        let settings = self.active.settings();
+        let grace = settings.restart_grace;
+        if !impatient
+            && state.pauses.load(Ordering::Acquire) > 0
+            && let Some(role) = self.chain.first()
+        {
+            return Pick::Returning { role: *role, limit: settings.pause_patience, elsewhere: false };
+        }
         for (position, role) in self.chain.iter().enumerate() {
             let pool = self.active.pool(*role);
             match self.pick_among(state, *role, pool, Standing::Ready, grace) {
@@ -55,7 +64,8 @@ impl Choice<'_> {
                 };
                 let elsewhere =
                     self.chain[position..].iter().any(|role| self.active.pool(*role).iter().any(able));
-                return Pick::Returning { role: *role, elsewhere };
+                let limit = if elsewhere { settings.fallback_patience } else { settings.patience };
+                return Pick::Returning { role: *role, limit, elsewhere };
             }
         }
         for role in self.chain {
@@ -158,11 +168,11 @@ impl<'a> Waits<'a> {
         state: &'a Shared,
         settings: &Settings,
         role: Role,
+        limit: Duration,
         elsewhere: bool,
     ) -> Result<(), Failure> {
         /// An instance may also cease to be about to come back, of which nobody tells.
         const LOOK_AGAIN: Duration = Duration::from_millis(500);
-        let limit = if elsewhere { settings.fallback_patience } else { settings.patience };
         match &mut self.back {
             Some((_, waiting_for, available)) if *waiting_for == role => {
                 let left = limit.saturating_sub(self.waited);

@@ -216,7 +216,7 @@ impl Exchange<'_> {
                         record.upstream = Some(took);
                         let failed = match result {
                             Ok((upstream, head, sent)) => {
-                                state.metrics.upstream(class, took);
+                                state.metrics.upstream(class, role, &instance, took);
                                 let body = Body::new(head.framing);
                                 return Ok(Served::By(Box::new(Answered {
                                     head,
@@ -241,8 +241,8 @@ impl Exchange<'_> {
                         let wait = Box::pin(wait.for_place(state, settings, class, role));
                         self.client.unless_gone(wait).await??;
                     }
-                    Pick::Returning { role, elsewhere } => {
-                        let wait = Box::pin(wait.for_return(state, settings, role, elsewhere));
+                    Pick::Returning { role, limit, elsewhere } => {
+                        let wait = Box::pin(wait.for_return(state, settings, role, limit, elsewhere));
                         self.client.unless_gone(wait).await??;
                     }
                     // Those that broke off before may have a second chance.

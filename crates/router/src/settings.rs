@@ -62,12 +62,16 @@ pub struct Settings {
     /// How long a request waits for a place before it gets 429: [`answers::QUEUE_TIMEOUT`].
     pub queue_timeout: Duration,
 
-    /// The most requests of each role that wait for an instance that is about to come back. More get 503.
+    /// The most requests of each role that wait for an instance that is about to come back, long polls that were on it
+    /// among them. More get 503.
     pub max_waiting: usize,
     /// How long a request waits for an instance that is about to come back, if nobody else can serve it.
     pub patience: Duration,
     /// The same where another role could serve it: long enough for a local restart, too short to be a nuisance.
     pub fallback_patience: Duration,
+    /// How long a request waits while the router is paused ([`crate::Router::pause`]): as long as a whole stack takes
+    /// to start, and shorter than clients wait.
+    pub pause_patience: Duration,
     /// For how long an instance that went away counts as about to come back.
     pub restart_grace: Duration,
 
@@ -120,9 +124,10 @@ impl Default for Settings {
             attempts: 3,
             queue_length: 128,
             queue_timeout: answers::QUEUE_TIMEOUT,
-            max_waiting: 512,
+            max_waiting: 4096,
             patience: Duration::from_secs(15),
             fallback_patience: Duration::from_secs(2),
+            pause_patience: Duration::from_secs(60),
             restart_grace: Duration::from_secs(20),
             health_interval: answers::HEALTH_INTERVAL,
             health_interval_down: Duration::from_millis(100),

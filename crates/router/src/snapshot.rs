@@ -122,6 +122,8 @@ pub(crate) struct Active {
     /// The pools, with the number of their processes.
     pub pools: Vec<(String, usize)>,
     by_role: Vec<Vec<Arc<Instance>>>,
+    /// Those of earlier snapshots that still have requests to end.
+    leaving: Vec<Arc<Instance>>,
 }
 
 impl Active {
@@ -158,6 +160,17 @@ impl Active {
                 instances.push((instance, member.roles.clone()));
             }
         }
+        let mut leaving = Vec::new();
+        if let Some(before) = before {
+            let before = before.instances.iter().map(|(instance, _)| instance).chain(&before.leaving);
+            for instance in before.filter(|known| !instances.iter().any(|(kept, _)| Arc::ptr_eq(kept, known)))
+            {
+                instance.drain();
+                if instance.in_flight() > 0 {
+                    leaving.push(Arc::clone(instance));
+                }
+            }
+        }
         let by_role = ROLES
             .iter()
             .map(|spec| {
@@ -168,7 +181,7 @@ impl Active {
                     .collect()
             })
             .collect();
-        Self { snapshot, instances, pools, by_role }
+        Self { snapshot, instances, pools, by_role, leaving }
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -191,5 +204,10 @@ impl Active {
 
     pub(crate) fn instance(&self, name: &str) -> Option<&Arc<Instance>> {
         self.instances.iter().map(|(instance, _)| instance).find(|instance| &*instance.name == name)
+    }
+
+    /// Every instance that may have requests in flight.
+    pub(crate) fn busy(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances.iter().map(|(instance, _)| instance).chain(&self.leaving)
     }
 }

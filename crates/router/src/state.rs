@@ -57,6 +57,8 @@ pub(crate) struct State {
     queues: Vec<Queue>,
     waiting: Vec<AtomicUsize>,
     turn: AtomicUsize,
+    /// How many want that no request goes to any instance.
+    pub pauses: AtomicUsize,
     /// Requests under way.
     pub under_way: AtomicUsize,
     /// Client connections open.
@@ -203,6 +205,7 @@ impl State {
             queues: (0..CLASSES.len() * ROLES.len()).map(|_| Queue::default()).collect(),
             waiting: ROLES.iter().map(|_| AtomicUsize::new(0)).collect(),
             turn: AtomicUsize::new(0),
+            pauses: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             listening: AtomicUsize::new(0),
@@ -245,8 +248,9 @@ impl State {
         let look = &self.metrics.look;
         let active = self.active.load();
         look.clear();
-        for (instance, _) in &active.instances {
-            look.instance(&instance.name, instance.state().name(), instance.idle.load(Ordering::Relaxed));
+        for (instance, roles) in &active.instances {
+            let idle = instance.idle.load(Ordering::Relaxed);
+            look.instance(&instance.name, roles, instance.state().name(), idle);
             for class in &CLASSES {
                 let in_flight = instance.in_flight_of(class.id.index());
                 if in_flight > 0 {

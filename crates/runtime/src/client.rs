@@ -7,13 +7,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::Layout;
+use model::{Address, Layout};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::probe;
 use crate::progress::Event;
 use crate::state::Lock;
 
@@ -84,6 +85,9 @@ pub struct ProcessStatus {
     pub rss_bytes: Option<u64>,
     /// Its share of memory, shared memory divided by those who share it; PostgreSQL's with its children.
     pub pss_bytes: Option<u64>,
+    /// The processor time that it has used, in milliseconds; PostgreSQL's with its children's.
+    #[serde(default)]
+    pub cpu_ms: Option<u64>,
     /// How often it was started again.
     pub restarts: u32,
     /// How long it has been running.
@@ -199,6 +203,8 @@ pub(crate) enum Op {
     Restart {
         target: String,
     },
+    /// Become what the stack file says now.
+    Reload,
     Down,
     Metrics,
     /// Follow the start until it is done.
@@ -229,6 +235,15 @@ pub async fn metrics(layout: &Layout) -> Result<String, ClientError> {
     connection.last(ANSWER, |_| {}).await
 }
 
+/// The metrics of a router that stands alone, from its private listener.
+pub async fn metrics_at(listener: &Address) -> io::Result<String> {
+    let (status, body) = probe::get(listener, "/metrics", ANSWER).await?;
+    if status != 200 {
+        return Err(io::Error::other(format!("/metrics was answered with {status}")));
+    }
+    String::from_utf8(body.into()).map_err(io::Error::other)
+}
+
 /// Restarts the processes that `target` means (a name, role or group), one after the other, and waits until each is
 /// healthy; `on` hears of each.
 pub async fn restart(
@@ -247,6 +262,19 @@ pub async fn restart(
     };
     let () = connection.last(Duration::MAX, note).await?;
     Ok(all)
+}
+
+/// Has the running stack become what its stack file says now, and waits until all of it is healthy; `on` hears of what is
+/// done.
+pub async fn reload(layout: &Layout, mut on: impl FnMut(&Event)) -> Result<(), ClientError> {
+    let mut connection = Connection::open(layout, Op::Reload).await?;
+    let note = |reply| {
+        if let Reply::Event(event) = reply {
+            on(&event);
+        }
+    };
+    // The supervisor bounds each of its steps by itself.
+    connection.last(Duration::MAX, note).await
 }
 
 /// Stops the running stack, and waits until all of it has stopped; `on` hears of each process.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use model::{Layout, Topology};
 use nix::unistd::geteuid;
 use serde_json::json;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use crate::client::{Op, PROTOCOL, Phase, ProcessStatus, Reply, Request, Restarted, State, Status};
 use crate::proc::{self, Family};
 use crate::progress::Event;
-use crate::supervisor::{Entry, Supervisor, Teller};
+use crate::supervisor::{Entry, RestartError, Supervisor, Teller};
 use crate::up::Begun;
 
 /// So many requests are answered at once.
@@ -32,10 +33,8 @@ const REQUEST: Duration = Duration::from_secs(5);
 /// What the control socket tells and asks of the supervisor.
 pub(crate) struct Control {
     pub(crate) layout: Layout,
-    pub(crate) server_name: String,
-    pub(crate) url: String,
-    pub(crate) listen: String,
-    pub(crate) preset: String,
+    /// What runs, or is about to.
+    pub(crate) topology: Arc<ArcSwap<Topology>>,
     pub(crate) clock: Instant,
     pub(crate) teller: Teller,
     /// The processes, once they are known.
@@ -51,13 +50,9 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(topology: &Topology, layout: &Layout, teller: Teller, clock: Instant) -> Self {
-        let stack = topology.stack();
         Self {
             layout: layout.clone(),
-            server_name: stack.server_name.to_string(),
-            url: stack.base_url(),
-            listen: stack.listen.address.clone(),
-            preset: topology.preset().to_string(),
+            topology: Arc::new(ArcSwap::from_pointee(topology.clone())),
             clock,
             teller,
             supervisor: OnceLock::new(),
@@ -183,6 +178,13 @@ async fn act(
                 // If nobody listens any more, the restart goes on all the same.
                 let _ = told.send(Restarted { name: name.to_owned(), seconds: took.as_secs_f64() });
             });
+            let begun = control.begun.borrow().clone();
+            let restarting = async {
+                match begun {
+                    Some(begun) => begun.site.alone(restarting).await.unwrap_or(Err(RestartError::Ending)),
+                    None => restarting.await,
+                }
+            };
             tokio::pin!(restarting);
             let result = loop {
                 tokio::select! {
@@ -197,6 +199,20 @@ async fn act(
             match result {
                 Ok(()) => out.done(()).await,
                 Err(error) => out.send(&Reply::Error(error.to_string())).await,
+            }
+        }
+        Op::Reload => {
+            let Some(begun) = control.begun.borrow().clone() else {
+                let message = "the stack has not finished its start: try again in a moment";
+                return out.send(&Reply::Error(message.to_owned())).await;
+            };
+            let events = control.teller.follow();
+            // If nobody listens any more, the change goes on all the same.
+            let changing = tokio::spawn(async move { begun.site.reload().await });
+            match follow(events, out, changing).await? {
+                Ok(Ok(())) => out.done(()).await,
+                Ok(Err(error)) => out.send(&Reply::Error(error.to_string())).await,
+                Err(error) => out.send(&Reply::Error(format!("the change broke off: {error}"))).await,
             }
         }
         Op::Down => {
@@ -269,6 +285,8 @@ impl Out {
 /// How everything is. Reads a good part of `/proc`, so it blocks for some milliseconds.
 fn status(control: &Control) -> Status {
     let family = Family::read();
+    let topology = control.topology.load();
+    let stack = topology.stack();
     let mut processes: Vec<ProcessStatus> = control
         .supervisor
         .get()
@@ -286,9 +304,10 @@ fn status(control: &Control) -> Status {
         group: "router".to_owned(),
         pid: Some(own),
         state: if phase == Phase::Starting { State::Starting } else { State::Healthy },
-        address: Some(control.listen.clone()),
+        address: Some(stack.listen.address.clone()),
         rss_bytes: proc::resident_bytes(own),
         pss_bytes: proc::proportional_bytes(own),
+        cpu_ms: proc::cpu_time(own).map(|time| time.own_ms),
         restarts: 0,
         uptime_seconds: Some(control.clock.elapsed().as_secs()),
         last_exit: None,
@@ -296,9 +315,9 @@ fn status(control: &Control) -> Status {
     let total: u64 = processes.iter().filter_map(|process| process.pss_bytes).sum();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        server_name: control.server_name.clone(),
-        url: control.url.clone(),
-        preset: control.preset.clone(),
+        server_name: stack.server_name.to_string(),
+        url: stack.base_url(),
+        preset: topology.preset().to_string(),
         phase,
         pid: own,
         data_dir: control.layout.data_dir().to_owned(),
@@ -311,11 +330,21 @@ fn status(control: &Control) -> Status {
 fn process_status(entry: &Entry, family: &Family) -> ProcessStatus {
     let process = entry.process.filter(|process| process.alive());
     let about = &entry.about;
+    // The fork server's children are listed by themselves; PostgreSQL's are part of it.
+    let with_children = about.name == "postgres";
+    let children = match process {
+        Some(process) if with_children => family.descendants(process.pid),
+        _ => Vec::new(),
+    };
     let pss = process.and_then(|process| {
-        // The fork server's children are listed by themselves; PostgreSQL's are part of it.
-        let children = if about.name == "postgres" { family.descendants(process.pid) } else { Vec::new() };
         let own = proc::proportional_bytes(process.pid)?;
-        Some(own + children.into_iter().filter_map(proc::proportional_bytes).sum::<u64>())
+        Some(own + children.iter().copied().filter_map(proc::proportional_bytes).sum::<u64>())
+    });
+    let cpu_ms = process.and_then(|process| {
+        let own = proc::cpu_time(process.pid)?;
+        let ended = if with_children { own.children_ms } else { 0 };
+        let living = children.iter().copied().filter_map(proc::cpu_time).map(|time| time.own_ms);
+        Some(own.own_ms + ended + living.sum::<u64>())
     });
     ProcessStatus {
         name: about.name.clone(),
@@ -327,6 +356,7 @@ fn process_status(entry: &Entry, family: &Family) -> ProcessStatus {
         address: about.address.clone(),
         rss_bytes: process.and_then(|process| proc::resident_bytes(process.pid)),
         pss_bytes: pss,
+        cpu_ms,
         restarts: entry.restarts,
         uptime_seconds: process.and(entry.since).map(|since| since.elapsed().as_secs()),
         last_exit: entry.last_exit.clone(),

@@ -236,9 +236,20 @@ impl Spec {
 /// The child leads a session and a process group of its own (signal `-pid` to reach what it starts in turn), has no
 /// blocked signal, and can gain no privileges (`no_new_privs`). Mind [the thread](self#the-thread-matters).
 pub fn command(launcher: &Launcher, spec: &Spec) -> Command {
+    command_below(launcher, spec, std::process::id().to_string())
+}
+
+/// Turns this process into `spec`, for the supervisor that started it: its end is the process's too. Returns only if that
+/// fails.
+pub fn become_program(spec: &Spec) -> LaunchError {
+    let mut command = command_below(&Launcher::this_program(), spec, getppid().to_string());
+    LaunchError::Exec { program: spec.program.clone(), source: command.exec() }
+}
+
+fn command_below(launcher: &Launcher, spec: &Spec, parent: String) -> Command {
     let mut command = Command::new(&launcher.0);
     command.arg0("matrix-stack").arg(SUBCOMMAND);
-    command.arg("--parent").arg(std::process::id().to_string());
+    command.arg("--parent").arg(parent);
     command.arg("--death-signal").arg(spec.death_signal.as_str());
     if let Some(user) = &spec.user {
         command.arg("--user").arg(format!("{}:{}", user.uid, user.gid));

@@ -39,7 +39,7 @@ impl Socket {
     }
 
     /// The same socket, for the router.
-    fn listener(&self) -> io::Result<Listener> {
+    pub(crate) fn listener(&self) -> io::Result<Listener> {
         Ok(match self {
             Self::Tcp(listener) => {
                 let listener = listener.try_clone()?;
@@ -117,8 +117,8 @@ impl Given {
 /// The sockets that the router listens on.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    public: Socket,
-    metrics: Option<Socket>,
+    pub(crate) public: Socket,
+    pub(crate) metrics: Option<Socket>,
 }
 
 /// The tasks that take connections.
@@ -162,7 +162,8 @@ impl Sockets {
     }
 }
 
-async fn bind(field: &'static str, text: &str, given: &mut Given) -> Result<Socket, UpError> {
+/// The socket that was given for an address, or a new one.
+pub(crate) async fn bind(field: &'static str, text: &str, given: &mut Given) -> Result<Socket, UpError> {
     let failed = |source| UpError::Bind { field, address: text.to_owned(), source };
     let address: ListenAddress = text.parse().map_err(|error| failed(io::Error::other(error)))?;
     if let Some(socket) = given.take(&address) {

@@ -1,4 +1,4 @@
-//! Requests to Synapse's own listeners, over unix sockets or TCP.
+//! Requests to the listeners of Synapse and the router, over unix sockets or TCP.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 /// The longest answer that is read.
-const MAX_ANSWER: usize = 1 << 20;
+const MAX_ANSWER: usize = 16 << 20;
 
 /// A connection of either kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -65,11 +65,27 @@ pub(crate) async fn json(
     body: Option<&serde_json::Value>,
     limit: Duration,
 ) -> io::Result<(u16, serde_json::Value)> {
+    let body = body.map(serde_json::Value::to_string).unwrap_or_default();
+    let (status, bytes) = ask(address, method, path, body, limit).await?;
+    Ok((status, serde_json::from_slice(&bytes).unwrap_or(serde_json::Value::Null)))
+}
+
+/// One GET request and its answer: the status and the body.
+pub(crate) async fn get(address: &Address, path: &str, limit: Duration) -> io::Result<(u16, Bytes)> {
+    ask(address, Method::GET, path, String::new(), limit).await
+}
+
+async fn ask(
+    address: &Address,
+    method: Method,
+    path: &str,
+    body: String,
+    limit: Duration,
+) -> io::Result<(u16, Bytes)> {
     let exchange = async {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(connect(address).await?)).await.map_err(io::Error::other)?;
         let serving = tokio::spawn(connection);
-        let body = body.map(serde_json::Value::to_string).unwrap_or_default();
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -88,7 +104,7 @@ pub(crate) async fn json(
             .map_err(io::Error::other)?
             .to_bytes();
         serving.abort();
-        Ok((status, serde_json::from_slice(&bytes).unwrap_or(serde_json::Value::Null)))
+        Ok((status, bytes))
     };
     timeout(limit, exchange).await.unwrap_or_else(|_| {
         Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs_f32())))

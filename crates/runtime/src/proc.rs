@@ -1,4 +1,4 @@
-//! What the kernel says about processes: identity, memory, and who holds a port.
+//! What the kernel says about processes: identity, memory, processor time, and who holds a port.
 
 use std::collections::HashMap;
 use std::fs;
@@ -50,6 +50,9 @@ struct Stat {
     parent: u32,
     started: u64,
     ended: bool,
+    /// Processor time in clock ticks: its own, and that of the children that it has waited for.
+    ticks: u64,
+    children_ticks: u64,
 }
 
 impl Stat {
@@ -58,8 +61,12 @@ impl Stat {
         let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        let started = fields.nth(17)?.parse().ok()?;
-        Some(Self { parent, started, ended: matches!(state, "Z" | "X" | "x") })
+        // The fields 14 to 17: in user mode and in the kernel, then the children's.
+        let mut time = fields.by_ref().skip(9).take(4).map(|field| field.parse::<u64>().ok());
+        let mut both = || Some(time.next()?? + time.next()??);
+        let (ticks, children_ticks) = (both()?, both()?);
+        let started = fields.nth(4)?.parse().ok()?;
+        Some(Self { parent, started, ended: matches!(state, "Z" | "X" | "x"), ticks, children_ticks })
     }
 }
 
@@ -117,6 +124,23 @@ pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
 /// A process's proportional share of the memory that it uses, in bytes (`Pss`).
 pub(crate) fn proportional_bytes(pid: u32) -> Option<u64> {
     kib_field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
+}
+
+/// The processor time that a process has used.
+pub(crate) struct CpuTime {
+    /// By itself, in milliseconds.
+    pub(crate) own_ms: u64,
+    /// By children of its that have ended, in milliseconds.
+    pub(crate) children_ms: u64,
+}
+
+/// A clock tick in `/proc` (`USER_HZ` is 100 on every architecture that this program is built for).
+const TICK_MS: u64 = 10;
+
+/// The processor time that a process has used.
+pub(crate) fn cpu_time(pid: u32) -> Option<CpuTime> {
+    let stat = Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+    Some(CpuTime { own_ms: stat.ticks * TICK_MS, children_ms: stat.children_ticks * TICK_MS })
 }
 
 /// The memory that may be used here, in bytes: the machine's, or less where a control group limits it.
@@ -191,7 +215,10 @@ mod tests {
     #[test]
     fn stat_survives_names_with_parentheses() {
         let line = "42 (a) b (c)) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
-        assert_eq!(Stat::parse(line), Some(Stat { parent: 7, started: 987_654, ended: false }));
+        assert_eq!(
+            Stat::parse(line),
+            Some(Stat { parent: 7, started: 987_654, ended: false, ticks: 5 + 6, children_ticks: 7 + 8 })
+        );
         assert!(Stat::parse("42 (x) Z 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9 1 2").unwrap().ended);
         assert_eq!(Stat::parse("nothing"), None);
     }

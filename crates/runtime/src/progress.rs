@@ -63,6 +63,26 @@ pub enum Event {
         /// Seconds that it took, installation not counted.
         seconds: f64,
     },
+    /// Processes are about to be changed.
+    Change {
+        /// Their names.
+        names: Vec<String>,
+        /// What happens to them, as [`model::Action::describe`] says it.
+        action: String,
+        /// The fields of `stack.yaml` that cause it.
+        because: Vec<String>,
+    },
+    /// A change is done, and every process is healthy.
+    Changed {
+        /// How many processes it changed.
+        changed: usize,
+        /// How many it left alone.
+        kept: usize,
+        /// Seconds that it took.
+        seconds: f64,
+    },
+    /// A change did not come to its end; whoever asked for it hears why.
+    NotChanged {},
     /// Something that deserves a look.
     Note {
         /// What.
@@ -137,7 +157,7 @@ fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Step { text } | Event::Note { text } => text.clone(),
         Event::Planned { processes } => format!("starting {processes} processes"),
-        Event::Starting { .. } | Event::Stopped { .. } => return None,
+        Event::Starting { .. } | Event::Stopped { .. } | Event::NotChanged {} => return None,
         Event::Healthy { name, healthy, total, seconds } => {
             format!("{name} is healthy after {seconds:.2} s ({healthy} of {total})")
         }
@@ -158,6 +178,20 @@ fn line(event: &Event) -> Option<String> {
         Event::Ready { processes, seconds } => {
             format!("all {processes} processes are healthy after {seconds:.1} s")
         }
+        Event::Change { names, action, because } => {
+            let because = if because.is_empty() {
+                String::new()
+            } else {
+                format!(", because of {}", because.join(", "))
+            };
+            format!("{}: {action}{because}", names.join(", "))
+        }
+        Event::Changed { changed: 0, seconds, .. } => {
+            format!("no process had to change; the router has loaded its table after {seconds:.1} s")
+        }
+        Event::Changed { changed, kept, seconds } => {
+            format!("processes changed: {changed}, left alone: {kept}; all are healthy after {seconds:.1} s")
+        }
         Event::Stopping { reason } => format!("stopping: {reason}"),
         Event::Down { seconds } => format!("everything has stopped after {seconds:.1} s"),
     })
@@ -172,6 +206,7 @@ struct LiveState<W> {
     doing: String,
     starting: BTreeSet<String>,
     settled: bool,
+    stopping: bool,
     shown: bool,
 }
 
@@ -183,6 +218,7 @@ impl<W: Write + Send> Live<W> {
             doing: String::new(),
             starting: BTreeSet::new(),
             settled: false,
+            stopping: false,
             shown: false,
         }))
     }
@@ -210,19 +246,27 @@ impl<W: Write> LiveState<W> {
                     self.doing = format!("{healthy} of {total} healthy");
                 }
             }
-            Event::Stopped { left, .. } => self.doing = format!("stopping, {left} left"),
+            Event::Stopped { left, .. } if self.stopping => self.doing = format!("stopping, {left} left"),
+            Event::Stopped { .. } => {}
             Event::Stopping { .. } => {
                 self.settled = false;
+                self.stopping = true;
                 self.starting.clear();
                 self.start = Instant::now();
                 self.keep(line(event));
                 "stopping".clone_into(&mut self.doing);
             }
-            Event::Ready { .. } | Event::Down { .. } => {
+            Event::Ready { .. } | Event::Down { .. } | Event::Changed { .. } => {
                 self.settled = true;
                 self.keep(line(event));
             }
-            Event::Note { .. } | Event::Unhealthy { .. } | Event::Exited { .. } => self.keep(line(event)),
+            Event::NotChanged {} => {
+                self.settled = true;
+                self.clear();
+            }
+            Event::Change { .. } | Event::Note { .. } | Event::Unhealthy { .. } | Event::Exited { .. } => {
+                self.keep(line(event));
+            }
         }
         if !self.settled {
             self.draw();
@@ -231,8 +275,16 @@ impl<W: Write> LiveState<W> {
 
     fn keep(&mut self, text: Option<String>) {
         let Some(text) = text else { return };
-        let clear = if std::mem::take(&mut self.shown) { "\r\x1b[2K" } else { "" };
-        let _ = writeln!(self.out, "{clear}{text}");
+        self.clear();
+        let _ = writeln!(self.out, "{text}");
+    }
+
+    /// Takes the line back that changes.
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(self.out, "\r\x1b[2K");
+            let _ = self.out.flush();
+        }
     }
 
     fn draw(&mut self) {
@@ -266,6 +318,11 @@ mod tests {
                 retry_seconds: 0.5,
                 log: vec!["Traceback".into()],
             },
+            Event::Change {
+                names: vec!["sync_1".into(), "sync_2".into()],
+                action: "appears".into(),
+                because: vec!["workers.sync.count".into()],
+            },
             Event::Ready { processes: 2, seconds: 1.0 },
         ]
     }
@@ -282,7 +339,8 @@ mod tests {
             text.contains("sync_1 is healthy after 0.50 s (1 of 2)")
                 && text.contains("again in 0.5 s\n    Traceback")
         );
-        assert_eq!(text.lines().count(), 5);
+        assert!(text.contains("sync_1, sync_2: appears, because of workers.sync.count"));
+        assert_eq!(text.lines().count(), 6);
     }
 
     #[test]

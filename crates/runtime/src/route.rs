@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::Topology;
+use model::{Address, Stack, Topology};
 use router::{Router, Snapshot};
 use routes::Table;
 use sd_notify::NotifyState;
@@ -13,6 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::handover::{self, Handover, Predecessor, Successor};
 use crate::listen::{Given, Serving, Sockets};
+use crate::probe;
 use crate::up::{Asked, Signals, UpError, raise_file_limit};
 
 /// How long requests may take to finish once the router was told to stop: as long as a client's long poll, and a
@@ -30,6 +31,41 @@ const FIRST_CHECKS: Duration = Duration::from_secs(10);
 
 /// How often a watched file is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a router may take to say that it is well.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// Why a router is not well, as far as can be told.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// It has nowhere to be asked.
+    #[error(
+        "the router says how it is at `listen.metrics` alone, and stack.yaml does not set that; set it, to `127.0.0.1:9090` say"
+    )]
+    Unset,
+    /// It does not say that it is well.
+    #[error("the router is not well: {reason}; see whether it runs, and with this stack file")]
+    NotWell {
+        /// What was said, or not.
+        reason: String,
+    },
+}
+
+/// Asks the router that runs for a stack whether it is well.
+pub async fn probe_router(stack: &Stack) -> Result<(), ProbeError> {
+    let place = stack.listen.metrics.as_deref().and_then(|address| address.rsplit_once(':'));
+    let (host, port) = place.ok_or(ProbeError::Unset)?;
+    // Who listens on all addresses does so on this one.
+    let host = match host {
+        "0.0.0.0" => "127.0.0.1",
+        "[::]" => "::1",
+        host => host.trim_matches(['[', ']']),
+    };
+    let port = port.parse().map_err(|_| ProbeError::Unset)?;
+    let address = Address::Tcp { host: host.to_owned(), port };
+    probe::health(&address, PROBE).await.map_err(|reason| ProbeError::NotWell { reason })
+}
 
 /// The router's snapshot of a topology.
 pub(crate) fn snapshot(topology: &Topology, table: &Table) -> Result<Snapshot, UpError> {

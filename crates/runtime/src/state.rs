@@ -7,8 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use model::{Layout, Role, Stream, Topology};
-use nix::fcntl::{Flock, FlockArg};
+use model::{Address, Instance, Layout, Role, Stream, Topology};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -173,6 +173,28 @@ impl Lock {
         }
     }
 
+    /// Takes a share of it, for this process and what it becomes: as long as one of those runs, nobody can take the
+    /// whole.
+    pub(crate) fn share(layout: &Layout) -> Result<(), StateError> {
+        let path = lock_path(layout);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(file_error("open", &path))?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(lock) => {
+                fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty()))
+                    .map_err(|errno| file_error("lock", &path)(errno.into()))?;
+                // It ends with the process.
+                std::mem::forget(lock);
+                Ok(())
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                Err(StateError::Running { data_dir: layout.data_dir().to_owned(), pid: None })
+            }
+            Err((_, errno)) => Err(file_error("lock", &path)(errno.into())),
+        }
+    }
+
     /// Whether a stack runs in the data directory.
     pub(crate) fn is_held(layout: &Layout) -> bool {
         let Ok(file) = File::open(lock_path(layout)) else { return false };
@@ -190,12 +212,20 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Writes a file that is for us alone, whole or not at all; leaves it untouched where it holds this already.
 pub(crate) fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
+    write_file(path, contents, 0o600)
+}
+
+/// Writes a file, whole or not at all; leaves it untouched where it holds this already. Processes that write the same file
+/// at once do not come in each other's way.
+pub fn write_file(path: &Path, contents: &[u8], mode: u32) -> Result<(), StateError> {
     if fs::read(path).is_ok_and(|old| old == contents) {
         return Ok(());
     }
-    let new = with_suffix(path, ".new");
+    let new = with_suffix(path, &format!(".new-{}", std::process::id()));
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        // One that a killed process of the same number left.
+        let _ = fs::remove_file(&new);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
         file.write_all(contents)?;
         fs::rename(&new, path)
     };
@@ -244,10 +274,6 @@ impl Applied {
         Self { format: FORMAT, synapse, agreement, admin }
     }
 
-    /// The same, with the first admin user there.
-    pub(crate) fn with_admin(self) -> Self {
-        Self { admin: true, ..self }
-    }
     fn path(layout: &Layout) -> PathBuf {
         layout.data_dir().join("state.json")
     }
@@ -356,6 +382,17 @@ impl Records {
     }
 }
 
+/// Removes the sockets that a process which was killed left, for Twisted does not listen on those that are there.
+pub(crate) fn remove_own_sockets(instance: &Instance) {
+    for address in instance.client.iter().chain([&instance.private]) {
+        if let Address::Unix { path } = address {
+            // What cannot be removed is in the way of the bind, whose error is in the process's log.
+            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(with_suffix(path, ".lock"));
+        }
+    }
+}
+
 /// Removes the sockets, and Twisted's lock files beside them, that an earlier run left.
 pub(crate) fn remove_sockets(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -429,7 +466,7 @@ mod tests {
             Preset::Full,
         )
         .unwrap();
-        let applied = Applied::new("1.163.2".into(), agreement(&topology), false).with_admin();
+        let applied = Applied::new("1.163.2".into(), agreement(&topology), true);
         applied.save(&layout).unwrap();
         assert_eq!(Applied::load(&layout).unwrap(), applied);
         assert_eq!(applied.agreement["stream events"], ["event_persister_1", "event_persister_2"]);

@@ -1,39 +1,37 @@
 //! `up`: from a planned stack to its running processes, and to their orderly end.
 
-use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use config::secrets::{Secret, SecretError};
-use model::{Address, Instance, Layout, Topology};
+use model::{Layout, Topology};
 use nix::sys::signal::Signal;
-use router::{AccessLog, Router};
 use routes::Table;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use crate::client::{Connection, Op, Phase, Reply, State};
+use crate::client::{Connection, Op, Phase, Reply};
 use crate::control::{self, Control};
-use crate::forks;
-use crate::install::{self, InstallError, InstallOptions, Packages};
-use crate::launch::{self, LaunchError, Launcher, Spec, User};
+use crate::install::InstallError;
+use crate::launch::{LaunchError, Launcher};
 use crate::listen::{Given, Sockets};
 use crate::logs;
-use crate::postgres::{self, Cluster};
+use crate::postgres::PostgresError;
 use crate::proc;
 use crate::progress::{Event, Progress};
-use crate::route;
+use crate::site::{self, Doors, Site};
 use crate::state::{self, Applied, Lock, Records, StateError};
-use crate::supervisor::{About, Ended, External, Kind, Plan, Spawner, Supervisor, Teller};
+use crate::supervisor::{External, Plan, Spawner, Supervisor, Teller};
+use crate::units;
 use crate::users::{self, Account, UserError};
-use crate::valkey::Valkey;
+use crate::valkey::ValkeyError;
 
 /// How long the processes of a killed supervisor get to end by themselves.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -54,8 +52,10 @@ pub struct UpOptions {
     pub packages: PathBuf,
     /// The name of the first administrator. Default: `admin`.
     pub admin: String,
-    /// How long all processes together may take to become healthy. Default: two minutes. A start with another version
-    /// of Synapse may take an hour, for its database may have to be migrated.
+    /// Reads the stack file again, for a reload.
+    pub read_again: ReadAgain,
+    /// How long processes that start together may take to become healthy. Default: two minutes. A start with another
+    /// version of Synapse may take an hour, for its database may have to be migrated.
     pub start_timeout: Duration,
     /// How long requests may go on when the stack stops. Default: five seconds.
     pub drain: Duration,
@@ -68,17 +68,39 @@ pub struct UpOptions {
 
 impl UpOptions {
     /// The defaults for a plan.
-    pub fn new(topology: Topology, layout: Layout, packages: PathBuf) -> Self {
+    pub fn new(topology: Topology, layout: Layout, packages: PathBuf, read_again: ReadAgain) -> Self {
         Self {
             topology,
             layout,
             packages,
+            read_again,
             admin: "admin".to_owned(),
             start_timeout: Duration::from_secs(120),
             drain: Duration::from_secs(5),
             fork_server: true,
             detached: false,
         }
+    }
+}
+
+/// Reads the stack file again, with what the command line changes; says what is wrong with it.
+#[derive(Clone)]
+pub struct ReadAgain(Arc<dyn Fn() -> Result<Topology, String> + Send + Sync>);
+
+impl ReadAgain {
+    /// Reads by this function.
+    pub fn new(read: impl Fn() -> Result<Topology, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    pub(crate) fn read(&self) -> Result<Topology, String> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ReadAgain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadAgain").finish_non_exhaustive()
     }
 }
 
@@ -112,8 +134,8 @@ pub struct Admin {
     pub password: String,
 }
 
-impl std::fmt::Debug for Admin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admin").field("user_id", &self.user_id).finish_non_exhaustive()
     }
 }
@@ -134,6 +156,20 @@ pub enum UpError {
     /// A secret cannot be made or read.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// PostgreSQL cannot be started or used.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// Valkey cannot be started.
+    #[error(transparent)]
+    Valkey(#[from] ValkeyError),
+    /// There is no such process to run.
+    #[error("this stack runs no process `{name}` itself; it runs {}", .names.join(", "))]
+    NoProcess {
+        /// The name that was asked for.
+        name: String,
+        /// Those that there are.
+        names: Vec<String>,
+    },
     /// The router's address is taken.
     #[error(
         "{address} is in use{}: stop what listens there, or set `{field}` to another address in stack.yaml",
@@ -214,6 +250,35 @@ pub enum UpError {
         /// The signal.
         signal: &'static str,
     },
+    /// The stack file cannot be used.
+    #[error("{report}\nnothing was changed")]
+    File {
+        /// What is wrong with it, and where.
+        report: String,
+    },
+    /// The stack file changes what a running stack cannot change.
+    #[error(
+        "`{field}` cannot change like this while the stack runs: {reason}. Nothing was changed; take it back, or run \
+         `matrix-stack down` and then `matrix-stack up`"
+    )]
+    Fixed {
+        /// The field of `stack.yaml`.
+        field: String,
+        /// Why.
+        reason: String,
+    },
+    /// A change did not come to its end.
+    #[error(
+        "{source}\nthe change is not complete: mend what is wrong, then run `matrix-stack reload` again. `matrix-stack status` \
+         shows how things are"
+    )]
+    Incomplete {
+        /// Why.
+        source: Box<UpError>,
+    },
+    /// The stack stops.
+    #[error("the stack is being stopped: the next `matrix-stack up` starts it as the stack file says")]
+    Ending,
     /// The background process ended.
     #[error("{output}")]
     Background {
@@ -239,7 +304,7 @@ fn indented(lines: &[String]) -> String {
     lines.iter().flat_map(|line| ["\n    ", line.as_str()]).collect()
 }
 
-fn system(action: &'static str) -> impl FnOnce(io::Error) -> UpError {
+pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> UpError {
     move |source| UpError::System { action, source }
 }
 
@@ -260,14 +325,29 @@ impl Running {
         self.stack.begun.admin_shown();
     }
 
-    /// Waits for SIGINT, SIGTERM or `down`, then stops everything in order. A second signal hurries.
+    /// Waits for SIGINT, SIGTERM or `down`, then stops everything in order. A second signal hurries. At SIGHUP the stack
+    /// becomes what its file says.
     pub async fn wait_until_stopped(self) -> Result<(), UpError> {
         let Self { stack, mut signals } = self;
         let mut down = stack.session.control.down.subscribe();
-        let reason = tokio::select! {
-            signal = signals.end() => format!("{signal} received"),
-            // The sender lives as long as `stack`.
-            _ = down.wait_for(|down| *down) => "`matrix-stack down`".to_owned(),
+        let reason = loop {
+            let asked = tokio::select! {
+                asked = signals.next() => asked,
+                // The sender lives as long as `stack`.
+                _ = down.wait_for(|down| *down) => break "`matrix-stack down`".to_owned(),
+            };
+            match asked {
+                Asked::End(signal) => break format!("{signal} received"),
+                Asked::Reload => {
+                    let site = Arc::clone(&stack.begun.site);
+                    tokio::spawn(async move {
+                        match site.reload().await {
+                            Ok(()) => tracing::info!("reloaded"),
+                            Err(error) => tracing::error!(%error, "the reload failed"),
+                        }
+                    });
+                }
+            }
         };
         stop(&stack.session, stack.drain, reason, &mut signals).await;
         Ok(())
@@ -283,8 +363,7 @@ struct UpStack {
 /// A finished start, and what is left to do once its password was shown.
 pub(crate) struct Begun {
     pub(crate) started: Started,
-    layout: Layout,
-    applied: Applied,
+    pub(crate) site: Arc<Site>,
 }
 
 impl Begun {
@@ -292,13 +371,15 @@ impl Begun {
         if self.started.admin.is_none() {
             return;
         }
-        let applied = self.applied.clone().with_admin();
-        if let Err(error) = applied.save(&self.layout) {
+        let layout = &self.site.layout;
+        let mut applied = self.site.applied();
+        applied.admin = true;
+        if let Err(error) = applied.save(layout) {
             tracing::warn!(%error, "the next start will show the password again");
             return;
         }
         // Without the entry above the file is of no use.
-        let _ = std::fs::remove_file(password_file(&self.layout));
+        let _ = std::fs::remove_file(password_file(layout));
     }
 }
 
@@ -381,7 +462,7 @@ pub async fn up(options: UpOptions, progress: Arc<dyn Progress>) -> Result<Runni
 
     let mut down = control.down.subscribe();
     let result = tokio::select! {
-        result = start(&options, &sockets, &control) => result,
+        result = start(&options, sockets, &control) => result,
         signal = signals.end() => Err(UpError::Interrupted { signal }),
         _ = down.wait_for(|down| *down) => Err(UpError::Interrupted { signal: "matrix-stack down" }),
     };
@@ -431,32 +512,27 @@ async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
     Ok(())
 }
 
-/// What Synapse runs with, and what else is there.
-struct Programs {
-    python: PathBuf,
-    synapse: String,
-    /// Nothing of ours if PostgreSQL, Valkey and Synapse are all the user's own.
-    packages: Option<Packages>,
-}
-
-async fn start(options: &UpOptions, sockets: &Sockets, control: &Arc<Control>) -> Result<Begun, UpError> {
+async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) -> Result<Begun, UpError> {
     let UpOptions { topology, layout, .. } = options;
     let launcher = Launcher::this_program();
     let installing = Instant::now();
-    let programs = programs(options, &launcher, &control.teller).await?;
+    let programs = units::programs(options, &launcher, &control.teller).await?;
     let install_seconds = installing.elapsed();
 
     let stack = topology.stack();
     let secrets = config::secrets::ensure(stack, layout)?;
-    write_configuration(topology, layout)?;
+    site::write_configuration(topology, layout)?;
+    site::tidy_configuration(topology, layout);
     let applied = Applied::load(layout)?;
     let agreement = state::agreement(topology);
 
-    let router = start_router(topology, layout, endpoints(&programs.synapse, &control.teller), sockets)?;
-    let units = units(options, &programs, &launcher, &secrets.database_password.path)?;
+    let table = endpoints(&programs.synapse, &control.teller);
+    let router = site::start_router(topology, layout, table)?;
+    let doors = Doors::open(&router, topology, sockets).map_err(system("listen"))?;
+    let mut units = units::services(options, &programs, &launcher, &secrets.database_password.path)?;
     let plan = Plan {
         layout: layout.clone(),
-        units,
+        topology: Arc::clone(&control.topology),
         spawner: Spawner::new(launcher).map_err(system("start a thread"))?,
         teller: control.teller.clone(),
         width: width(options.fork_server),
@@ -467,32 +543,43 @@ async fn start(options: &UpOptions, sockets: &Sockets, control: &Arc<Control>) -
         separate: !options.fork_server,
         clock: control.clock,
     };
-    let (supervisor, ended) = Supervisor::start(plan, router);
-    let supervisor = Arc::new(supervisor);
+    let supervisor = Arc::new(Supervisor::start(plan, router));
     // Nobody else sets it.
     let _ = control.supervisor.set(Arc::clone(&supervisor));
 
     let same = applied.synapse == programs.synapse && applied.agreement == agreement;
+    let site = Site {
+        layout: layout.clone(),
+        teller: control.teller.clone(),
+        table,
+        supervisor: Arc::clone(&supervisor),
+        start_timeout: options.start_timeout,
+        connections: units::connections(topology),
+        applied: Mutex::new(applied.clone()),
+        doors: Mutex::new(doors),
+        phase: control.phase.subscribe(),
+        read_again: options.read_again.clone(),
+        turn: tokio::sync::Mutex::default(),
+        programs,
+    };
+    let names: Vec<String> = topology.instances().iter().map(|instance| instance.name.clone()).collect();
+    units.extend(site.units(topology, &names));
+    control.teller.tell(Event::Planned { processes: units.len() });
     let registering =
         async { if applied.admin { Ok(None) } else { first_admin(options, &supervisor, control).await } };
     let starting = async {
-        let (admin, ()) = tokio::try_join!(registering, bring_up(&supervisor, same, ended))?;
-        Ok::<_, UpError>(admin)
+        let (admin, ()) = tokio::try_join!(registering, site.bring_up(units, same, true))?;
+        Ok(admin)
     };
     // A migration of a large database takes its time, and must not be broken off.
-    let migrates = applied.synapse != programs.synapse
+    let migrates = applied.synapse != site.programs.synapse
         && (!applied.synapse.is_empty() || stack.database.external.is_some());
     let limit = if migrates { options.start_timeout.max(MIGRATION) } else { options.start_timeout };
-    let Ok(result) = timeout(limit, starting).await else {
-        let unhealthy = |entry: &&crate::supervisor::Entry| entry.state != State::Healthy && !entry.optional;
-        let names =
-            supervisor.shared.board().entries().filter(unhealthy).map(|e| e.about.name.clone()).collect();
-        return Err(UpError::Timeout { limit, names });
-    };
-    let admin = result?;
+    let admin = site.within(limit, starting).await?;
 
-    let applied = Applied::new(programs.synapse, agreement, admin.is_none());
+    let applied = Applied::new(site.programs.synapse.clone(), agreement, admin.is_none());
     applied.save(layout)?;
+    *site.applied() = applied;
     let started = Started {
         server_name: stack.server_name.to_string(),
         url: stack.base_url(),
@@ -503,7 +590,7 @@ async fn start(options: &UpOptions, sockets: &Sockets, control: &Arc<Control>) -
         install_seconds: install_seconds.as_secs_f64(),
         admin,
     };
-    Ok(Begun { started, layout: layout.clone(), applied })
+    Ok(Begun { started, site: Arc::new(site) })
 }
 
 /// How many workers start at once. Forks are quickest all together; programs of their own take much memory and time
@@ -511,57 +598,6 @@ async fn start(options: &UpOptions, sockets: &Sockets, control: &Arc<Control>) -
 fn width(forked: bool) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if forked { 1024 } else { cores + 1 }
-}
-
-async fn programs(options: &UpOptions, launcher: &Launcher, teller: &Teller) -> Result<Programs, UpError> {
-    let stack = options.topology.stack();
-    let own = stack.synapse.python.clone();
-    let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
-    let install = InstallOptions::new(&options.packages, launcher.clone());
-    // Dropped with this future, when the start is interrupted.
-    let _cancel = install.cancel_on_drop();
-    let (launcher, teller) = (launcher.clone(), teller.clone());
-    let find = move || {
-        let mut tell = |step: install::Step| teller.tell(Event::Step { text: step.to_string() });
-        let packages = if all_external { None } else { Some(install::ensure(&install, &mut tell)?) };
-        let (python, synapse) = match (own, &packages) {
-            (Some(python), _) => {
-                let version = install::check_python(&python, &launcher)?;
-                (python, version)
-            }
-            (None, Some(packages)) => (packages.python.clone(), packages.synapse_version.clone()),
-            (None, None) => unreachable!("packages are installed unless the user brings Synapse"),
-        };
-        Ok(Programs { python, synapse, packages })
-    };
-    match tokio::task::spawn_blocking(find).await {
-        Ok(programs) => programs,
-        Err(error) => Err(system("install")(io::Error::other(error))),
-    }
-}
-
-/// Writes every process's configuration, and removes that of processes that are no more.
-fn write_configuration(topology: &Topology, layout: &Layout) -> Result<(), UpError> {
-    let directory = layout.config();
-    let mut written = BTreeSet::new();
-    for file in render::synapse(topology, layout) {
-        state::write_private(&directory.join(&file.path), file.contents.as_bytes())?;
-        written.insert(file.path);
-    }
-    state::write_private(&fork_server_program(layout), forks::PROGRAM.as_bytes())?;
-    for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let ours = path.extension().is_some_and(|extension| extension == "yaml");
-        if ours && !written.contains(Path::new(&entry.file_name())) {
-            // What stays is read by nobody.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-    Ok(())
-}
-
-fn fork_server_program(layout: &Layout) -> PathBuf {
-    layout.config().join("forkserver.py")
 }
 
 /// The endpoint table of the Synapse that runs. It is the user's to choose, so there may be none.
@@ -576,171 +612,6 @@ fn endpoints(synapse: &str, teller: &Teller) -> &'static Table {
         teller.tell(Event::Note { text });
     }
     table
-}
-
-/// Starts the router, which holds every request until its processes are there.
-fn start_router(
-    topology: &Topology,
-    layout: &Layout,
-    table: &Table,
-    sockets: &Sockets,
-) -> Result<Router, UpError> {
-    let refused = |error: &dyn std::fmt::Display| UpError::Router { message: error.to_string() };
-    let snapshot = route::snapshot(topology, table)?;
-    let options =
-        router::Options { access_log: AccessLog::File(layout.log("access")), ..router::Options::default() };
-    let router = Router::start(snapshot, options).map_err(|error| refused(&error))?;
-    for instance in topology.instances() {
-        router.hold(&instance.name);
-    }
-    sockets.serve(&router).map_err(system("listen"))?;
-    Ok(router)
-}
-
-/// Every process to supervise, in the order in which `status` lists them.
-fn units(
-    options: &UpOptions,
-    programs: &Programs,
-    launcher: &Launcher,
-    database_password: &Path,
-) -> Result<Vec<(About, Kind)>, UpError> {
-    let UpOptions { topology, layout, .. } = options;
-    let stack = topology.stack();
-    let user = launch::unprivileged_user()?;
-    let mut units = Vec::new();
-    if let Some(packages) = &programs.packages {
-        if stack.database.external.is_none() {
-            units.push(postgres_unit(options, packages, user.clone(), launcher, database_password)?);
-        }
-        if stack.redis.external.is_none() {
-            let valkey = Valkey::new(packages, layout, user, launcher.clone());
-            let about = about("valkey", &["valkey-server"], Signal::SIGTERM);
-            let address = Some(Address::Unix { path: layout.valkey_socket() }.to_string());
-            units.push((About { address, ..about }, Kind::Valkey(Arc::new(valkey))));
-        }
-    }
-    if options.fork_server {
-        // Synapse takes its working directory as the default of some paths.
-        let spec = python(programs, layout).arg(fork_server_program(layout)).death_signal(Signal::SIGTERM);
-        let about = about("forkserver", &["forkserver.py"], Signal::SIGTERM);
-        units.push((about, Kind::ForkServer { spec: Box::new(spec) }));
-    }
-    for instance in topology.instances() {
-        units.push(synapse_unit(instance, programs, layout));
-    }
-    Ok(units)
-}
-
-fn postgres_unit(
-    options: &UpOptions,
-    packages: &Packages,
-    user: Option<User>,
-    launcher: &Launcher,
-    database_password: &Path,
-) -> Result<(About, Kind), UpError> {
-    let UpOptions { topology, layout, .. } = options;
-    let cluster = Arc::new(Cluster::new(packages, layout, user, launcher.clone()));
-    let settings = postgres::Settings {
-        max_connections: topology.max_connections(),
-        // Unknown, PostgreSQL gets the settings of a small machine.
-        memory_bytes: proc::memory_bytes().unwrap_or(1 << 30),
-    };
-    let password = config::secrets::read(database_password)?.expose().to_owned();
-    let about = about("postgres", &["bin/postgres"], Signal::SIGINT);
-    let address = Some(Address::Unix { path: layout.postgres_socket_dir() }.to_string());
-    Ok((About { address, ..about }, Kind::Postgres { cluster, settings, password }))
-}
-
-fn synapse_unit(instance: &Instance, programs: &Programs, layout: &Layout) -> (About, Kind) {
-    let args = render::config_args(layout, instance);
-    let alone = python(programs, layout).args(["-m", instance.app.module()]).args(&args);
-    let about = About {
-        name: instance.name.clone(),
-        group: instance.group.clone(),
-        roles: instance.roles.iter().map(ToString::to_string).collect(),
-        address: Some(instance.client.as_ref().unwrap_or(&instance.private).to_string()),
-        // As its title has it; before it has set that, as the fork server is called; by itself, as it was started.
-        marks: vec![
-            format!("synapse: {}", instance.name),
-            "forkserver.py".to_owned(),
-            instance.app.module().to_owned(),
-        ],
-        stop: Signal::SIGTERM as i32,
-    };
-    (about, Kind::Synapse { instance: Box::new(instance.clone()), args, alone: Box::new(alone) })
-}
-
-/// Python with Synapse, free of what the user's environment says to Python and Synapse.
-fn python(programs: &Programs, layout: &Layout) -> Spec {
-    let spec = Spec::new(&programs.python).arg("-I").directory(layout.data_dir()).umask(0o077);
-    std::env::vars_os()
-        .map(|(name, _)| name)
-        .filter(|name| {
-            name.to_str().is_some_and(|name| name.starts_with("PYTHON") || name.starts_with("SYNAPSE_"))
-        })
-        .fold(spec, Spec::env_remove)
-}
-
-fn about(name: &str, marks: &[&str], stop: Signal) -> About {
-    About {
-        name: name.to_owned(),
-        group: name.to_owned(),
-        roles: vec![name.to_owned()],
-        address: None,
-        marks: marks.iter().map(ToString::to_string).collect(),
-        stop: stop as i32,
-    }
-}
-
-/// Waits until every process is healthy; fails if one ends again and again.
-async fn bring_up(
-    supervisor: &Supervisor,
-    same: bool,
-    mut ended: mpsc::UnboundedReceiver<Ended>,
-) -> Result<(), UpError> {
-    let workers = async {
-        let fresh = supervisor.database().await;
-        let schema = async {
-            // After a change of stream writers main must be the first to look at the stream positions: parallel
-            // starts fail there. In a new database there are none.
-            if fresh || same { supervisor.schema().await } else { std::future::pending().await }
-        };
-        let separate = async {
-            // Processes that start one by one are too slow to come in each other's way.
-            if same && !fresh { supervisor.separate().await } else { std::future::pending().await }
-        };
-        tokio::select! {
-            () = schema => {}
-            () = separate => {}
-            () = supervisor.healthy("main") => {}
-        }
-        supervisor.let_workers_start();
-        supervisor.all_healthy().await;
-    };
-    tokio::pin!(workers);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut workers => return Ok(()),
-            Some(end) = ended.recv() => {
-                if is_hopeless(&end) {
-                    let Ended { name, reason, lines, .. } = end;
-                    return Err(UpError::Process { name, reason, lines });
-                }
-                tracing::debug!(process = end.name, reason = end.reason, "ended while starting");
-            }
-        }
-    }
-}
-
-/// Whether another try would end like this one.
-fn is_hopeless(end: &Ended) -> bool {
-    let limit = match end.name.as_str() {
-        "postgres" | "valkey" | "forkserver" | "main" => 2,
-        // Parallel starts may fail at the database's isolation once or twice.
-        _ => 4,
-    };
-    end.in_a_row >= limit || end.lines.iter().any(|line| line.starts_with("Error in configuration"))
 }
 
 /// Creates the first administrator, with a password that is kept until it was shown.
@@ -788,7 +659,11 @@ async fn stop(session: &Session, drain: Duration, reason: String, signals: &mut 
     control.phase.send_replace(Phase::Stopping);
     control.teller.tell(Event::Stopping { reason });
     if let Some(supervisor) = control.supervisor.get() {
+        let begun = control.begun.borrow().clone();
         let stopping = async {
+            if let Some(begun) = begun {
+                begun.site.left_alone().await;
+            }
             supervisor.shared.router.shutdown(drain).await;
             supervisor.stop().await;
         };
@@ -888,20 +763,6 @@ fn last_words(log: &Path, start: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn configuration_errors_are_not_tried_again() {
-        let end = |name: &str, in_a_row, line: &str| Ended {
-            name: name.into(),
-            reason: "exit code 1".into(),
-            lines: vec![line.into()],
-            in_a_row,
-        };
-        assert!(is_hopeless(&end("sync_1", 1, "Error in configuration at 'x':")));
-        assert!(!is_hopeless(&end("sync_1", 3, "psycopg2.errors.SerializationFailure")));
-        assert!(is_hopeless(&end("sync_1", 4, "psycopg2.errors.SerializationFailure")));
-        assert!(!is_hopeless(&end("postgres", 1, "")) && is_hopeless(&end("postgres", 2, "")));
-    }
 
     #[test]
     fn the_last_words_are_the_error() {

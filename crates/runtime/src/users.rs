@@ -15,6 +15,8 @@ use crate::probe;
 const REGISTER: &str = "/_synapse/admin/v1/register";
 /// Hashing the password takes Synapse a good part of a second by itself, and longer on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
+/// Whether it is there at all shows sooner.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// An account to create.
 #[derive(Clone, Copy)]
@@ -95,6 +97,11 @@ pub async fn add(layout: &Layout, stack: &Stack, account: Account<'_>) -> Result
     let secret = config::secrets::read(&layout.secret_paths(stack).registration_shared_secret.path)?;
     let address = main_address(layout, stack);
     register(&address, secret.expose(), account).await
+}
+
+/// Whether main is there to be asked.
+pub async fn can_add(layout: &Layout, stack: &Stack) -> bool {
+    probe::health(&main_address(layout, stack), CONNECT).await.is_ok()
 }
 
 /// Where main takes clients' requests: the addresses of the main process do not depend on the rest of the plan.

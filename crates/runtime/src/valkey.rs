@@ -27,10 +27,6 @@ const SOCKET_PATH_MAX: usize = 107;
 /// How long one probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The bound on the server's memory. The cache entries are small and expire; what does not fit is dropped, the least
-/// recently used first.
-const MEMORY: &str = "128mb";
-
 /// What can go wrong with the bundled Valkey.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -159,9 +155,7 @@ impl Valkey {
         let spec = spec.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
         // No TCP port; nobody but the owner of the directory reaches the socket.
         let spec = spec.args(["--port", "0", "--unixsocketperm", "700", "--unixsocket"]).arg(&self.socket);
-        let spec = spec.args(["--save", "", "--appendonly", "no", "--dir"]).arg(&self.directory);
-        let spec =
-            spec.args(["--maxmemory", MEMORY, "--maxmemory-policy", "allkeys-lru", "--databases", "1"]);
+        let spec = spec.args(render::VALKEY_OPTIONS).arg("--dir").arg(&self.directory);
         spec.args(["--daemonize", "no", "--always-show-logo", "no", "--loglevel", "notice"])
     }
 

@@ -1,19 +1,28 @@
 //! One module a command.
 
+mod charts;
 mod files;
 mod init;
 mod plan;
+mod rollout;
 mod router;
 mod routes;
+mod run;
 mod running;
 mod secrets;
+mod top;
 mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
+use model::Network;
+
 use crate::args::{Arguments, Command};
 use crate::place::Place;
+
+pub(crate) use running::duration;
 
 /// Runs a command.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -24,20 +33,37 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Plan(plan) => plan::plan(plan, stack)?,
         Command::Up(up) => return up::up(up, stack),
         Command::Status(json) => return running::status(&Place::find(stack)?, json.json),
+        Command::Top(top) => top::top(top, stack)?,
         Command::Logs(logs) => running::logs(&Place::find(stack)?, logs)?,
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
+        Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
+        Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
-        Command::Render(render) => files::render(Place::find(stack)?, render)?,
+        Command::Install(packages) => run::install(packages, stack)?,
+        Command::Run(arguments) => run::run(arguments, stack)?,
+        Command::Render(render) => files::render(render, stack)?,
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::GenerateSecrets(generate) => secrets::generate(generate)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
+        Command::PackageCharts(arguments) => charts::package(arguments)?,
         Command::Schema => {
             print_json(&config::schema())?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a stack whose processes belong on hosts of their own.
+fn on_this_machine(place: &Place) -> anyhow::Result<()> {
+    if matches!(place.loaded.stack.network, Network::Hosts(_)) {
+        bail!(
+            "`network: hosts` gives each process a host of its own, and this is about one machine that runs all of them; \
+             remove `network`, or run each process with `matrix-stack configure --instance NAME`"
+        );
+    }
+    Ok(())
 }
 
 /// Prints a value as JSON on stdout.

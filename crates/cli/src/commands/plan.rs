@@ -1,10 +1,9 @@
 //! `check` and `plan`: what a stack means, before anything runs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::bail;
-use model::{Action, Comparison, Estimate, Recommendation, Topology, compare, estimate, recommend};
+use model::{Action, Comparison, Estimate, Recommendation, Topology, compare, estimate, grouped, recommend};
 use serde_json::json;
 
 use crate::args::{Plan, StackArguments};
@@ -110,16 +109,13 @@ fn describe_recommendation(recommendation: &Recommendation) -> String {
     out
 }
 
-fn describe_comparison(comparison: &Comparison) -> String {
+/// What a change does, in words.
+pub(crate) fn describe_comparison(comparison: &Comparison) -> String {
     if comparison.is_empty() {
         return "nothing changes\n".to_owned();
     }
-    let mut by_action: BTreeMap<(Action, &[String]), Vec<&str>> = BTreeMap::new();
-    for change in &comparison.changes {
-        by_action.entry((change.action, &change.because)).or_default().push(&change.instance);
-    }
     let mut out = String::new();
-    for ((action, because), instances) in by_action {
+    for ((action, because), instances) in grouped(&comparison.changes) {
         let verb = match action {
             Action::Keep => "keep",
             Action::Roll => "roll (one at a time)",

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use model::Topology;
 
 use crate::args::{Router, StackArguments, Transport};
@@ -11,8 +12,12 @@ pub(crate) fn router(arguments: &Router, stack: &StackArguments) -> anyhow::Resu
     // First of all: it changes the environment.
     let given = runtime::Given::from_environment();
     // Before the file is read for the first time, so that no change is missed.
-    let watch = arguments.watch.then(|| place::file(stack)).transpose()?.map(runtime::Watch::new);
+    let watch = arguments.watch.then(|| watched(stack)).transpose()?;
     let topology = topology(arguments, stack)?;
+    if arguments.probe {
+        super::block_on(async { Ok(runtime::probe_router(topology.stack()).await?) })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let router = router::Options {
         access_log: arguments.access_log.clone().map_or_else(Default::default, router::AccessLog::File),
         threads: arguments.threads.map(usize::from),
@@ -39,4 +44,11 @@ fn topology(arguments: &Router, stack: &StackArguments) -> anyhow::Result<Topolo
         place.loaded.stack.listen.address.clone_from(listen);
     }
     place.plan()
+}
+
+/// The stack file, which has to exist.
+fn watched(stack: &StackArguments) -> anyhow::Result<runtime::Watch> {
+    let file = place::file(stack.config.as_deref())
+        .ok_or_else(|| anyhow!("there is no stack file to watch; name one with `--config FILE`"))?;
+    Ok(runtime::Watch::new(file.to_owned()))
 }

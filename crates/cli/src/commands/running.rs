@@ -1,14 +1,14 @@
-//! `status`, `logs`, `restart`, `down` and `user`: what is done with a stack that runs.
+//! `status`, `logs`, `restart`, `reload`, `down` and `user`: what is done with a stack that runs.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use runtime::client::{self, ProcessStatus, Status};
+use runtime::client::{self, ClientError, ProcessStatus, Status};
 use runtime::{logs, progress, users};
 
-use crate::args::{Logs, User};
+use crate::args::{Logs, StackArguments, User};
 use crate::place::Place;
 
 /// Prints the state of every process. Exit code 1 says that the stack runs but not all of it is healthy.
@@ -62,7 +62,7 @@ fn describe(status: &Status) -> String {
 }
 
 /// A duration in its two largest units.
-fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     match seconds {
         0..=59 => format!("{seconds} s"),
         60..=3599 => format!("{} min {} s", seconds / 60, seconds % 60),
@@ -109,6 +109,21 @@ pub(crate) fn restart(place: &Place, names: &[String]) -> anyhow::Result<()> {
     })
 }
 
+pub(crate) fn reload(stack: &StackArguments) -> anyhow::Result<()> {
+    let place = Place::find(stack)?;
+    // Here its errors are shown best. The supervisor reads it with what the command line of `up` said.
+    place.plan()?;
+    super::block_on(async {
+        let display = progress::for_stderr();
+        match client::reload(&place.layout, |event| display.event(event)).await {
+            Err(error @ ClientError::NotRunning { .. }) => bail!(
+                "{error}. If it runs, take back what was changed in `server_name` or `data_dir`: a stack keeps them"
+            ),
+            result => Ok(result?),
+        }
+    })
+}
+
 pub(crate) fn down(place: &Place) -> anyhow::Result<()> {
     super::block_on(async {
         let display = progress::for_stderr();
@@ -123,8 +138,14 @@ const LONGEST_PASSWORD: u64 = 4096;
 
 pub(crate) fn user(place: &Place, command: &User) -> anyhow::Result<()> {
     let User::Add { name, password_file, admin } = command;
-    // First of all, so that nobody is asked for a password in vain.
-    super::block_on(async { Ok(client::status(&place.layout).await?) })?;
+    // First of all, so that nobody is asked for a password in vain. Main may run without `up`.
+    super::block_on(async {
+        let stack = &place.loaded.stack;
+        match client::status(&place.layout).await {
+            Err(error) if !users::can_add(&place.layout, stack).await => Err(error.into()),
+            _ => Ok(()),
+        }
+    })?;
     let (password, made) = match password_file {
         Some(file) if file.as_os_str() == "-" => (read_password(std::io::stdin())?, false),
         Some(file) => {

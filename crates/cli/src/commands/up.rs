@@ -4,39 +4,29 @@ use std::fmt::Write as _;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use model::Network;
+use anyhow::Context as _;
+use model::Topology;
 use runtime::progress::{self, Progress};
-use runtime::{Running, Started, UpOptions};
+use runtime::{ReadAgain, Running, Started, UpOptions};
 
 use crate::args::{StackArguments, Up};
 use crate::place::Place;
 
 pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitCode> {
-    let mut place = Place::find(stack)?;
-    if let Some(listen) = &arguments.listen {
-        place.loaded.stack.listen.address.clone_from(listen);
-    }
-    if matches!(place.loaded.stack.network, Network::Hosts(_)) {
-        bail!(
-            "`network: hosts` gives each process a host of its own, and `up` runs all on this machine; remove \
-             `network`, or run each process with `matrix-stack configure --instance NAME`"
-        );
-    }
-    let topology = place.plan()?;
-    // The routing table must be good before anything is installed or started.
-    super::routes::matcher(&topology)?;
+    let (place, topology) = read(arguments.listen.as_deref(), stack)?;
     if let Some((preset, why)) = &place.chosen
         && !arguments.detached
     {
         eprintln!("preset `{preset}`: {why}");
     }
-    let packages = match &arguments.packages_dir {
-        Some(dir) => std::path::absolute(dir).context("the packages directory has no absolute path")?,
-        None => Place::packages_dir()?,
-    };
+    let packages = Place::packages_dir(arguments.packages.packages_dir.as_deref())?;
 
-    let mut options = UpOptions::new(topology, place.layout.clone(), packages);
+    let (listen, again) = (arguments.listen.clone(), stack.clone());
+    let read_again = ReadAgain::new(move || {
+        let (_, topology) = read(listen.as_deref(), &again).map_err(|error| format!("{error:#}"))?;
+        Ok(topology)
+    });
+    let mut options = UpOptions::new(topology, place.layout.clone(), packages, read_again);
     options.detached = arguments.detached;
     options.fork_server = !arguments.no_fork_server;
     let display = progress::for_stderr();
@@ -51,6 +41,19 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
         }
         foreground(options, display).await
     })
+}
+
+/// Reads the stack file, with what the command line changes.
+fn read(listen: Option<&str>, stack: &StackArguments) -> anyhow::Result<(Place, Topology)> {
+    let mut place = Place::find(stack)?;
+    if let Some(listen) = listen {
+        listen.clone_into(&mut place.loaded.stack.listen.address);
+    }
+    super::on_this_machine(&place)?;
+    let topology = place.plan()?;
+    // The routing table must be good before anything is installed, started or changed.
+    super::routes::matcher(&topology)?;
+    Ok((place, topology))
 }
 
 async fn foreground(options: UpOptions, display: Arc<dyn Progress>) -> anyhow::Result<ExitCode> {

@@ -4,6 +4,8 @@
 //! The tests share stacks and build on each other, so they run one after the other, in the order below. They have a
 //! `main` of their own, because what they started must be stopped at the end, whatever came of them.
 
+mod compose;
+mod reload;
 mod scenarios;
 mod served;
 mod servers;
@@ -12,6 +14,7 @@ mod system;
 mod tokens;
 mod trials;
 mod truth;
+mod units;
 
 use std::process::ExitCode;
 

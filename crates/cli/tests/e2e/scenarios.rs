@@ -52,7 +52,7 @@ fn node() -> &'static Path {
 }
 
 /// A directory with what the lock of the JavaScript clients names, installed by npm, which checks the hashes.
-fn javascript() -> &'static Path {
+pub(crate) fn javascript() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
         let directory = packages().join("js");

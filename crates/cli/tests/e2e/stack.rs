@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use runtime::client::{State, Status};
-use runtime::install::{E2E, InstallOptions, ensure_extra};
+use runtime::install::{E2E, InstallOptions, ensure, ensure_extra};
 use runtime::launch::Launcher;
 use serde_json::{Value, json};
 
@@ -233,6 +233,12 @@ pub(crate) fn python() -> &'static Path {
         let options = InstallOptions::new(packages(), Launcher::at(PROGRAM));
         ensure_extra(&options, &E2E, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
     })
+}
+
+/// The Python that Synapse is installed in.
+pub(crate) fn synapse_python() -> PathBuf {
+    let options = InstallOptions::new(packages(), Launcher::at(PROGRAM));
+    ensure(&options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}")).python
 }
 
 /// A file of the tests' clients.

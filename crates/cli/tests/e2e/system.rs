@@ -190,11 +190,13 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// The status of a GET, by the plainest of clients.
+#[track_caller]
 pub(crate) fn get(port: u16, path: &str) -> u16 {
     ask(port, "GET", path, None, None).0
 }
 
 /// The status and the body of a request's answer, by the plainest of clients.
+#[track_caller]
 pub(crate) fn ask(
     port: u16,
     method: &str,
@@ -202,25 +204,52 @@ pub(crate) fn ask(
     token: Option<&str>,
     body: Option<&Value>,
 ) -> (u16, String) {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("somebody listens");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
-    let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    let body = body.map(Value::to_string).unwrap_or_default();
-    // Of HTTP/1.0, so that the answer ends with the connection and is not in chunks.
-    write!(
-        stream,
-        "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{token}Content-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .expect("a connection");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer");
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split_whitespace().nth(1).and_then(|status| status.parse().ok());
-    let (Some(status), Some((_, body))) = (status, answer.split_once("\r\n\r\n")) else {
-        panic!("{method} {path}: {answer:?} is no answer")
-    };
-    (status, body.to_owned())
+    Asked::send(port, method, path, token, body).answer()
+}
+
+/// A request that was sent, on a connection of its own.
+pub(crate) struct Asked {
+    stream: TcpStream,
+    what: String,
+}
+
+impl Asked {
+    #[track_caller]
+    pub(crate) fn send(
+        port: u16,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut stream =
+            TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("somebody listens");
+        // Longer than a long poll.
+        stream.set_read_timeout(Some(Duration::from_secs(90))).expect("a socket");
+        let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let body = body.map(Value::to_string).unwrap_or_default();
+        // Of HTTP/1.0, so that the answer ends with the connection and is not in chunks.
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{token}Content-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("a connection");
+        Self { stream, what: format!("{method} {path}") }
+    }
+
+    /// Waits for the answer: its status and its body.
+    #[track_caller]
+    pub(crate) fn answer(mut self) -> (u16, String) {
+        let mut answer = Vec::new();
+        self.stream.read_to_end(&mut answer).expect("an answer");
+        let answer = String::from_utf8_lossy(&answer);
+        let status = answer.split_whitespace().nth(1).and_then(|status| status.parse().ok());
+        let (Some(status), Some((_, body))) = (status, answer.split_once("\r\n\r\n")) else {
+            panic!("{}: {answer:?} is no answer", self.what)
+        };
+        (status, body.to_owned())
+    }
 }

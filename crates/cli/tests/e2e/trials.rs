@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use model::ROLES;
@@ -15,9 +16,9 @@ use nix::unistd::Pid;
 use runtime::client::{Phase, ProcessStatus, State, Status};
 use serde_json::Value;
 
-use crate::stack::{Stack, is_healthy, password};
+use crate::stack::{Stack, is_healthy, password, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{scenarios, served, tokens, truth};
+use crate::{compose, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -32,6 +33,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("devices_with_opaque_tokens_stay_with_their_user", devices_with_opaque_tokens_stay_with_their_user),
     ("alerts_and_dashboards_name_what_synapse_measures", alerts_and_dashboards_name_what_synapse_measures),
     ("logs_are_shown", logs_are_shown),
+    ("top_shows_what_passes_through", top_shows_what_passes_through),
+    ("metrics_are_open_metrics", metrics_are_open_metrics),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
     ("small_runs_beside_full", small_runs_beside_full),
     (
@@ -43,6 +46,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
         a_killed_supervisor_leaves_nothing,
     ),
     ("down_leaves_nothing", down_leaves_nothing),
+    ("a_stack_changes_while_it_runs_and_no_request_fails", reload::a_stack_changes_while_it_runs),
     ("synapse_agrees_with_table_and_configuration", truth::synapse_agrees_with_table_and_configuration),
     (
         "every_endpoint_is_answered_as_promised_and_as_by_one_process",
@@ -50,6 +54,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ),
     ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
     ("two_stacks_federate", scenarios::two_stacks_federate),
+    ("units_run_without_up", units::units_run_without_up),
+    ("compose_files_fit_together", compose::compose_files_fit_together),
 ];
 
 /// The people of the flow, who register themselves.
@@ -204,22 +210,23 @@ fn an_encrypting_client_uses_its_part_of_full() {
 /// The residents, added by the command line once.
 fn residents(stack: &Stack) -> PathBuf {
     static ADDED: OnceLock<PathBuf> = OnceLock::new();
-    ADDED
-        .get_or_init(|| {
-            let file = stack.directory.join("password");
-            for name in RESIDENTS {
-                fs::write(&file, password(name)).expect("own directory");
-                let mut add = stack.command(&["user", "add", name, "--password-file"]);
-                add.arg(&file);
-                if name == RESIDENTS[0] {
-                    add.arg("--admin");
-                }
-                let done = run(&mut add, BACK).good();
-                assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
-            }
-            stack.people(&RESIDENTS)
-        })
-        .clone()
+    ADDED.get_or_init(|| add_people(stack, &RESIDENTS)).clone()
+}
+
+/// Adds people by the command line, the first as administrator.
+pub(crate) fn add_people(stack: &Stack, names: &[&str]) -> PathBuf {
+    let file = stack.directory.join("password");
+    for name in names {
+        fs::write(&file, password(name)).expect("own directory");
+        let mut add = stack.command(&["user", "add", name, "--password-file"]);
+        add.arg(&file);
+        if *name == names[0] {
+            add.arg("--admin");
+        }
+        let done = run(&mut add, BACK).good();
+        assert_eq!(done.stdout, format!("@{name}:e2e.test\n"));
+    }
+    stack.people(names)
 }
 
 fn accounts_are_added_and_admin_is_closed() {
@@ -335,6 +342,63 @@ fn logs_are_shown() {
     seen.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
+fn top_shows_what_passes_through() {
+    let stack = full();
+    // Somebody who asks as long as one looks.
+    let looked = AtomicBool::new(false);
+    let (json, text) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let deadline = Instant::now() + BACK;
+            while !looked.load(Ordering::Relaxed) && Instant::now() < deadline {
+                get(stack.port, "/_matrix/client/versions");
+            }
+        });
+        let both = (stack.ask(&["top", "--json"]), stack.ask(&["top", "--once"]));
+        looked.store(true, Ordering::Relaxed);
+        both
+    });
+    let view: Value = serde_json::from_str(&json.good().stdout).expect("JSON");
+    let status = stack.status();
+    let instances = view["instances"].as_array().expect("a list");
+    assert_eq!(instances.len(), status.processes.len());
+    let is_more = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    let asked = instances.iter().filter(|row| is_more(&row["traffic"]["requests_per_second"]));
+    let asked: Vec<_> = asked.filter_map(|row| row["name"].as_str()).collect();
+    assert!(asked.iter().any(|name| name.starts_with("client_reader_")), "only {asked:?} served anything");
+    for row in instances {
+        assert_eq!(row["amiss"], false, "{row}");
+        assert!(is_more(&row["memory_bytes"]) && row["cpu_percent"].is_f64(), "{row}");
+    }
+    assert!(is_more(&view["totals"]["requests_per_second"]), "{}", view["totals"]);
+    let text = text.good().stdout;
+    assert!(status.processes.iter().all(|process| text.contains(&process.name)), "{text}");
+}
+
+/// What the router tells Prometheus is read by Prometheus' own client, which Synapse brings along.
+fn metrics_are_open_metrics() {
+    const READ: &str = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families\n\
+        print(*{f.name for f in text_string_to_metric_families(sys.stdin.read()) if f.samples})";
+    let stack = full();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let layout = model::Layout::new(stack.data());
+    get(stack.port, "/_matrix/client/versions");
+    let text = until("the request is counted", BACK, || {
+        let text = runtime.block_on(runtime::client::metrics(&layout)).expect("metrics");
+        text.contains("_requests_total{").then_some(text)
+    });
+    let path = stack.directory.join("metrics");
+    fs::write(&path, &text).expect("own directory");
+    let mut read = Command::new(synapse_python());
+    let read = read.args(["-c", READ]).stdin(File::open(&path).expect("own file")).output();
+    let read = read.expect("python starts");
+    assert!(read.status.success(), "{}\n{text}", String::from_utf8_lossy(&read.stderr));
+    let families = String::from_utf8_lossy(&read.stdout).into_owned();
+    for name in ["requests", "request_duration_seconds", "upstream_duration_seconds", "instance_role"] {
+        let name = format!("matrix_stack_router_{name}");
+        assert!(families.split_whitespace().any(|family| family == name), "no {name} in {families}");
+    }
+}
+
 fn processes_and_roles_are_restarted() {
     let stack = full();
     for (target, names) in [
@@ -388,30 +452,32 @@ fn small_runs_beside_full() {
 }
 
 /// People who send messages until told to stop.
-struct Senders {
+pub(crate) struct Senders {
     child: Child,
     output: PathBuf,
     ledger: PathBuf,
 }
 
 impl Senders {
-    fn start(stack: &Stack, people: &Path, ledger: &Path) -> Self {
+    /// Each sends a message every so many seconds.
+    pub(crate) fn start(stack: &Stack, people: &Path, interval: &str) -> Self {
+        let ledger = ledger(stack);
         let output = stack.directory.join("senders");
         let file = File::create(&output).expect("own directory");
         let errors = file.try_clone().expect("a file can be opened twice");
         let mut command = stack.flow("acked", people);
         command
             .arg("--ledger")
-            .arg(ledger)
-            .args(["--interval", "1"])
+            .arg(&ledger)
+            .args(["--interval", interval])
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(errors);
-        Self { child: command.spawn().expect("python starts"), output, ledger: ledger.to_owned() }
+        Self { child: command.spawn().expect("python starts"), output, ledger }
     }
 
     /// How many messages have been acknowledged.
-    fn acknowledged(&mut self) -> usize {
+    pub(crate) fn acknowledged(&mut self) -> usize {
         if let Some(status) = self.child.try_wait().expect("a child of ours") {
             panic!("the senders gave up ({status}):\n{}", self.said());
         }
@@ -420,7 +486,7 @@ impl Senders {
 
     /// Waits until so many more have been acknowledged.
     #[track_caller]
-    fn more(&mut self, count: usize) {
+    pub(crate) fn more(&mut self, count: usize) {
         let wanted = self.acknowledged() + count;
         until(&format!("{wanted} messages"), STALL, || (self.acknowledged() >= wanted).then_some(()));
     }
@@ -430,7 +496,7 @@ impl Senders {
     }
 
     /// Lets them finish what they are sending.
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("a child of ours");
         let status = wait(&mut self.child, Duration::from_secs(150));
         assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.said());
@@ -452,7 +518,7 @@ fn ledger(stack: &Stack) -> PathBuf {
 
 /// Reads back what the ledger says was acknowledged.
 #[track_caller]
-fn verify(stack: &Stack, people: &Path) {
+pub(crate) fn verify(stack: &Stack, people: &Path) {
     let mut verify = stack.flow("verify", people);
     let done = run(verify.arg("--ledger").arg(ledger(stack)), FLOW).good();
     println!("    {}", done.stdout.trim_end());
@@ -461,7 +527,7 @@ fn verify(stack: &Stack, people: &Path) {
 fn nothing_acknowledged_is_lost_when_processes_are_killed() {
     let stack = full();
     let people = residents(stack);
-    let mut senders = Senders::start(stack, &people, &ledger(stack));
+    let mut senders = Senders::start(stack, &people, "1");
     until("the first messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
     let first = stack.status();
     let victims: Vec<String> = first
@@ -544,7 +610,7 @@ fn a_killed_supervisor_leaves_nothing() {
     println!("    and again: {}", done.stdout.lines().next().unwrap_or_default());
     // The messages of the trial before; alone, this trial sends some of its own first.
     if !ledger(stack).exists() {
-        let mut senders = Senders::start(stack, &people, &ledger(stack));
+        let mut senders = Senders::start(stack, &people, "1");
         until("some messages", STALL, || (senders.acknowledged() >= 10).then_some(()));
         senders.stop();
     }
@@ -570,15 +636,15 @@ fn process<'a>(status: &'a Status, name: &str) -> &'a ProcessStatus {
     status.processes.iter().find(|process| process.name == name).unwrap_or_else(|| panic!("no {name}"))
 }
 
-fn pid_of(status: &Status, name: &str) -> Option<u32> {
+pub(crate) fn pid_of(status: &Status, name: &str) -> Option<u32> {
     process(status, name).pid
 }
 
-fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
+pub(crate) fn pids(status: &Status) -> BTreeMap<&str, Option<u32>> {
     status.processes.iter().map(|process| (process.name.as_str(), process.pid)).collect()
 }
 
-fn unhealthy(status: &Status) -> String {
+pub(crate) fn unhealthy(status: &Status) -> String {
     let amiss = status.processes.iter().filter(|process| process.state != State::Healthy);
     amiss.map(|process| format!("{process:?}")).collect::<Vec<_>>().join("\n")
 }

@@ -6,10 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::servers::{self, Server};
-use crate::stack::{packages, script};
+use crate::stack::{script, synapse_python};
 use crate::system::run;
-use runtime::install::{self, InstallOptions};
-use runtime::launch::Launcher;
 
 /// Every endpoint once, on a debug build and a busy machine.
 const ALL_ENDPOINTS: Duration = Duration::from_secs(300);
@@ -18,8 +16,6 @@ const EXTRACTION: Duration = Duration::from_secs(900);
 
 /// Runs the tests that need a Python with Synapse in it, which skip themselves where nobody names one.
 pub(crate) fn synapse_agrees_with_table_and_configuration() {
-    let options = InstallOptions::new(packages(), Launcher::at(crate::stack::PROGRAM));
-    let packages = install::ensure(&options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let done = run(
         Command::new(env!("CARGO"))
@@ -36,7 +32,7 @@ pub(crate) fn synapse_agrees_with_table_and_configuration() {
                 "--nocapture",
             ])
             .current_dir(root)
-            .env("MATRIX_STACK_PYTHON", &packages.python),
+            .env("MATRIX_STACK_PYTHON", synapse_python()),
         EXTRACTION,
     )
     .good();

@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::{Router, free_port, main_process, until, write_stack};
+use crate::{Program, free_port, main_process, until, write_stack};
 
 /// An address of this machine that nobody else uses.
 const FROM: &str = "127.0.0.9";
@@ -36,12 +36,12 @@ fn the_public_address_may_be_a_unix_socket() {
         write_stack(dir.path(), main_process(), &format!("public_base_url: https://m.example\n{listen}"));
     };
     stack("");
-    let router = Router::start(&mut Router::command(dir.path(), 0, &[]));
+    let router = Program::start(&mut Program::router(dir.path(), 0, &[]));
     assert_eq!(std::fs::metadata(&socket).expect("a socket").permissions().mode() & 0o777, 0o666);
     assert_eq!(curl(&socket, &[]), "200");
 
     // Whoever is there stays there, and is named.
-    let second = Router::command(dir.path(), 0, &[]).output().expect("it runs");
+    let second = Program::router(dir.path(), 0, &[]).output().expect("it runs");
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && said.contains(&format!("by process {}", router.0.id())), "{said}");
     assert_eq!(curl(&socket, &[]), "200");
@@ -49,19 +49,9 @@ fn the_public_address_may_be_a_unix_socket() {
     drop(router);
     assert_eq!(curl(&socket, &[]), "000");
     stack(", proxy_protocol: {}");
-    let _router = Router::start(&mut Router::command(dir.path(), 0, &[]));
+    let _router = Program::start(&mut Program::router(dir.path(), 0, &[]));
     assert_eq!(curl(&socket, &["--haproxy-protocol"]), "200");
     assert_eq!(curl(&socket, &[]), "000");
-}
-
-/// A program, killed at the end.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -80,13 +70,13 @@ fn haproxy_says_whose_a_connection_is() {
     // One router on TCP that knows its load balancers, one on a unix socket.
     let listen = "listen: {proxy_protocol: {from: [127.0.0.0/8]}}\n";
     write_stack(dir.path(), main, listen);
-    let _tcp = Router::start(&mut Router::command(dir.path(), port, &log_to));
+    let _tcp = Program::start(&mut Program::router(dir.path(), port, &log_to));
     let listen = format!(
         "public_base_url: https://m.example\nlisten: {{address: 'unix:{}', proxy_protocol: {{}}}}\n",
         socket.display()
     );
     write_stack(dir.path(), main, &listen);
-    let _unix = Router::start(&mut Router::command(dir.path(), 0, &log_to));
+    let _unix = Program::start(&mut Program::router(dir.path(), 0, &log_to));
 
     let mut text = "global\n    maxconn 100\ndefaults\n    mode tcp\n    timeout connect 5s\n    timeout client 20s\n    \
                     timeout server 20s\n"

@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{Router, SOON, free_port, main_process, status, until, write_stack};
+use crate::{Program, SOON, free_port, main_process, status, until, write_stack};
 
 const PATH: &str = "/_matrix/client/versions";
 
@@ -133,7 +133,7 @@ fn a_router_is_replaced_under_load_and_no_request_fails() {
     for transport in ["auto", "epoll"] {
         let mut arguments = vec!["--transport", transport];
         arguments.extend(by(&socket));
-        let start = || Router::start(&mut Router::command(dir.path(), port, &arguments));
+        let start = || Program::start(&mut Program::router(dir.path(), port, &arguments));
         let mut routers = vec![start()];
         assert_eq!(std::fs::metadata(&socket).expect("a socket").permissions().mode() & 0o777, 0o600);
         let load = Load::start(port);
@@ -163,12 +163,12 @@ fn a_successor_that_fails_changes_nothing() {
     let (main, port) = (main_process(), free_port());
     let socket = dir.path().join("handover.sock");
     write_stack(dir.path(), main, "");
-    let mut router = Router::start(&mut Router::command(dir.path(), port, &by(&socket)));
+    let mut router = Program::start(&mut Program::router(dir.path(), port, &by(&socket)));
     let load = Load::start(port);
 
     // It has the sockets, and cannot begin.
     write_stack(dir.path(), main, "listen: {tls: {certificate: none.pem, private_key: none.pem}}\n");
-    let failed = Router::command(dir.path(), port, &by(&socket)).output().expect("it runs");
+    let failed = Program::router(dir.path(), port, &by(&socket)).output().expect("it runs");
     let said = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert!(!failed.status.success() && said.contains("none.pem"), "{said}");
     // It goes away, or says something else.
@@ -183,19 +183,19 @@ fn a_successor_that_fails_changes_nothing() {
     let waiting = UnixStream::connect(&socket).expect("the handover socket");
     (&waiting).read_exact(&mut [0; 10]).expect("the sockets");
     write_stack(dir.path(), main, "");
-    let next = Router::start(&mut Router::command(dir.path(), port, &by(&socket)));
+    let next = Program::start(&mut Program::router(dir.path(), port, &by(&socket)));
     assert!(router.end().success());
     load.goes_on(200);
 
     // If one is killed, the next takes the place of what it left.
     load.end();
     drop(next);
-    let _last = Router::start(&mut Router::command(dir.path(), port, &by(&socket)));
+    let _last = Program::start(&mut Program::router(dir.path(), port, &by(&socket)));
     assert_eq!(status(port, PATH), Some(200));
     // Nobody takes anything from a file or from another program.
     let file = dir.path().join("file");
     std::fs::write(&file, "mine").expect("own directory");
-    let refused = Router::command(dir.path(), free_port(), &by(&file)).output().expect("it runs");
+    let refused = Program::router(dir.path(), free_port(), &by(&file)).output().expect("it runs");
     assert!(!refused.status.success());
     assert_eq!(std::fs::read_to_string(&file).expect("the file"), "mine");
 }
@@ -205,7 +205,7 @@ fn a_storm_of_reloads_loses_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let (main, port) = (main_process(), free_port());
     write_stack(dir.path(), main, "");
-    let router = Router::start(&mut Router::command(dir.path(), port, &[]));
+    let router = Program::start(&mut Program::router(dir.path(), port, &[]));
     let load = Load::start(port);
     for number in 0..50 {
         let admin_api = number % 2 == 0;
@@ -233,7 +233,7 @@ fn a_watched_file_is_reloaded_when_it_changes() {
     };
     publish("1", "");
     std::os::unix::fs::symlink("..data/stack.yaml", &file).expect("a link");
-    let _router = Router::start(&mut Router::command(dir.path(), port, &["--watch"]));
+    let _router = Program::start(&mut Program::router(dir.path(), port, &["--watch"]));
     let admin = || status(port, "/_synapse/admin/v1/server_version");
     assert_eq!(admin(), Some(404));
     publish("2", "listen: {admin_api: true}\n");
@@ -278,7 +278,7 @@ fn the_service_manager_gives_the_socket_and_hears_what_goes_on() {
     activated.arg(env!("CARGO_BIN_EXE_matrix-stack")).arg("router").args(by(&socket));
     activated.arg("--config").arg(dir.path().join("stack.yaml")).stdin(OwnedFd::from(listener));
     activated.env("NOTIFY_SOCKET", dir.path().join("notify.sock")).stderr(Stdio::piped());
-    let mut router = Router::start(&mut activated);
+    let mut router = Program::start(&mut activated);
     // It holds the socket as well.
     drop(activated);
     assert_eq!(hear().trim(), "READY=1");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 mod front;
 mod handover;
+mod top;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -78,11 +79,11 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The router, killed if the test ends before it does.
-struct Router(Child);
+/// The program, killed if the test ends before it does.
+struct Program(Child);
 
-impl Router {
-    fn command(dir: &Path, port: u16, more: &[&str]) -> Command {
+impl Program {
+    fn router(dir: &Path, port: u16, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_matrix-stack"));
         command.args(["router", "--threads", "2"]).args(more);
         if port > 0 {
@@ -120,7 +121,7 @@ impl Router {
 
     fn end(&mut self) -> ExitStatus {
         let mut status = None;
-        until("the router has ended", || {
+        until("it has ended", || {
             status = self.0.try_wait().expect("a child of ours");
             status.is_some()
         });
@@ -128,7 +129,7 @@ impl Router {
     }
 }
 
-impl Drop for Router {
+impl Drop for Program {
     fn drop(&mut self) {
         // Nothing to do if it has ended.
         let _ = self.0.kill();
@@ -142,7 +143,7 @@ fn the_router_alone_routes_reloads_and_stops() {
     let (main, port) = (main_process(), free_port());
     write_stack(dir.path(), main, "");
     for transport in ["auto", "epoll"] {
-        let mut router = Router::start(&mut Router::command(dir.path(), port, &["--transport", transport]));
+        let mut router = Program::start(&mut Program::router(dir.path(), port, &["--transport", transport]));
         assert_eq!(status(port, "/_matrix/client/versions"), Some(200));
         assert_eq!(status(port, "/_synapse/admin/v1/server_version"), Some(404));
 
@@ -172,7 +173,7 @@ fn slow_clients_take_little_memory_and_give_it_back() {
     const EACH: u64 = 40;
     let (dir, port) = (tempfile::tempdir().expect("a directory"), free_port());
     write_stack(dir.path(), main_process(), "");
-    let router = Router::start(&mut Router::command(dir.path(), port, &[]));
+    let router = Program::start(&mut Program::router(dir.path(), port, &[]));
     let before = router.memory();
     // Half a head, and half a body that is small enough to be taken in before anybody is asked.
     let head = format!("GET /_matrix/client/versions HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(8 << 10));

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod compose;
 mod snapshots;
 mod stacks;
 mod synapse;
+mod systemd;

@@ -57,7 +57,7 @@ async fn a_held_instance_gets_nothing_until_it_is_released() {
     lab.router.release("client_reader_1");
     lab.router.drain("client_reader_2");
     assert_eq!(lab.get("/_matrix/client/versions").await.instance(), "client_reader_1");
-    assert_eq!(lab.router.idle("client_reader_2", Duration::from_secs(1)).await, 0);
+    assert_eq!(lab.router.settled("client_reader_2", Duration::from_secs(1)).await, 0);
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn restarts_under_load_fail_nothing() {
     for _ in 0..5 {
         for name in ["typing_1", "sync_1", "sync_2"] {
             lab.router.hold(name);
-            assert_eq!(lab.router.idle(name, Duration::from_secs(1)).await, 0);
+            assert_eq!(lab.router.settled(name, Duration::from_secs(1)).await, 0);
             lab.stop(name);
             tokio::time::sleep(Duration::from_millis(10)).await;
             lab.run(name, Behaviour::Echo);
@@ -231,4 +231,75 @@ async fn who_leaves_answers_once_more_where_nothing_is_asked_yet() {
     lab.router.leave(Duration::from_millis(50), SOON).await;
     assert!(idle.try_send(get(PATH)).await.is_err());
     assert_eq!(lab.router.stats().connections, 0);
+}
+
+#[tokio::test]
+async fn long_polls_outlive_their_instance_however_often_it_restarts() {
+    let lab = Lab::new(&[("sync", &[Role::Sync], 1)]).await;
+    let address = lab.address;
+    let (behaviour, _gate, held) = gated();
+    lab.run("sync_1", behaviour);
+    let sync = || get("/_matrix/client/v3/sync?since=s");
+    let poll = tokio::spawn(async move { Client::connect(address).await.send(sync()).await });
+    until("the poll is held", || held.load(Ordering::SeqCst) == 1).await;
+    // More often than a request is sent again that fails.
+    for _ in 0..8 {
+        lab.router.hold("sync_1");
+        assert_eq!(lab.router.settled("sync_1", Duration::from_secs(5)).await, 0, "nobody waits for a poll");
+        lab.stop("sync_1");
+        until("the poll waits", || lab.metric("matrix_stack_router_waiting{role=\"sync\"}") >= 1.0).await;
+        let (behaviour, _gate, held) = gated();
+        lab.run("sync_1", behaviour);
+        lab.router.release("sync_1");
+        until("the poll is held again", || held.load(Ordering::SeqCst) == 1).await;
+    }
+    // It goes for good, and who stands in for it answers.
+    lab.router.reload(Snapshot::new(&topology(&stack(&[]), lab.dir.path()), quick()).unwrap());
+    assert_eq!(lab.router.settled("sync_1", Duration::from_secs(5)).await, 0);
+    lab.stop("sync_1");
+    assert_eq!(poll.await.unwrap().instance(), "main");
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_again_is_waited_for_and_a_pause_keeps_the_rest() {
+    let lab = Lab::new(&[("typing", &[Role::Typing], 1)]).await;
+    let (behaviour, gate, held) = gated();
+    lab.run("typing_1", behaviour);
+    let address = lab.address;
+    let first = tokio::spawn(async move { Client::connect(address).await.send(typing()).await });
+    until("it is under way", || held.load(Ordering::SeqCst) == 1).await;
+    let pause = lab.router.pause();
+    assert_eq!(lab.router.all_settled(Duration::from_millis(20)).await, 1);
+    let second = tokio::spawn(async move { Client::connect(address).await.send(typing()).await });
+    until("it waits", || lab.metric("matrix_stack_router_waiting{role=\"typing\"}") >= 1.0).await;
+    gate.add_permits(2);
+    assert_eq!(lab.router.all_settled(Duration::from_secs(5)).await, 0);
+    assert_eq!(first.await.unwrap().status, StatusCode::OK);
+    assert_eq!(held.load(Ordering::SeqCst), 1);
+    drop(pause);
+    assert_eq!(second.await.unwrap().status, StatusCode::OK);
+
+    // It is a bounded time.
+    let settings = Settings { pause_patience: Duration::from_millis(20), ..quick() };
+    lab.router.reload(Snapshot::new(&lab.topology, settings).unwrap());
+    let _pause = lab.router.pause();
+    assert_eq!(lab.get("/_matrix/client/versions").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_listener_may_end_before_the_router() {
+    let lab = Lab::new(&[]).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = listener.local_addr().unwrap();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(lab.router.serve_until(listener, async { drop(ended.await) }));
+    let mut client = Client::connect(other).await;
+    let ask = || get("/_matrix/client/versions");
+    assert_eq!(client.send(ask()).await.status, StatusCode::OK);
+    drop(end);
+    serving.await.unwrap();
+    assert!(tokio::net::TcpStream::connect(other).await.is_err());
+    // Who is connected stays so, and the other listener goes on.
+    assert_eq!(client.send(ask()).await.status, StatusCode::OK);
+    assert_eq!(lab.get("/_matrix/client/versions").await.status, StatusCode::OK);
 }

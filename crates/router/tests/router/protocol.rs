@@ -470,6 +470,30 @@ async fn unix_sockets_and_the_private_listener() {
 }
 
 #[tokio::test]
+async fn durations_are_told_by_who_answered_and_how() {
+    let lab = Lab::new(&[("client_reader", &[Role::ClientReader], 1)]).await;
+    for _ in 0..2 {
+        assert_eq!(lab.send(get("/_matrix/client/v3/publicRooms")).await.instance(), "client_reader_1");
+    }
+    assert_eq!(lab.send(get("/health")).await.status, StatusCode::NOT_FOUND);
+    lab.log(3).await;
+    let text = lab.router.metrics();
+    let lines = |name: &str| -> Vec<_> {
+        text.lines().filter_map(|line| line.strip_prefix(&format!("matrix_stack_router_{name}"))).collect()
+    };
+    // Nothing is told of what did not happen.
+    assert_eq!(
+        lines("upstream_duration_seconds_count"),
+        [r#"{class="client",role="client_reader",instance="client_reader_1"} 2"#]
+    );
+    let mut requests = lines("request_duration_seconds_count");
+    requests.sort_unstable();
+    assert_eq!(requests, [r#"{class="client",outcome="2xx"} 2"#, r#"{class="router",outcome="router"} 1"#]);
+    let roles = lines("instance_role");
+    assert!(roles.contains(&r#"{instance="client_reader_1",role="client_reader"} 1"#), "{roles:?}");
+}
+
+#[tokio::test]
 async fn unknown_paths_go_to_main_and_are_counted() {
     let lab = Lab::new(&[("client_reader", &[Role::ClientReader], 1)]).await;
     assert_eq!(lab.send(get("/_matrix/client/unstable/org.example.new/thing")).await.instance(), "main");

@@ -100,9 +100,16 @@ pub fn endpoints() -> &'static Table {
 impl Lock {
     /// The version of a package in the lock, if it has the same one everywhere.
     pub fn version(&self, package: &str) -> Option<&'static str> {
-        let mut versions = self.pins().filter(|(name, _)| *name == package).map(|(_, version)| version);
-        let version = versions.next()?;
-        versions.all(|other| other == version).then_some(version)
+        same(self.versions(package))
+    }
+
+    /// The first number of a package's version, if that is the same everywhere.
+    pub fn major(&self, package: &str) -> Option<&'static str> {
+        same(self.versions(package).map(|version| version.split('.').next().unwrap_or(version)))
+    }
+
+    fn versions(&self, package: &str) -> impl Iterator<Item = &'static str> {
+        self.pins().filter(move |(name, _)| *name == package).map(|(_, version)| version)
     }
 
     /// How many packages the lock names, counting one that has a version each for several Pythons once.
@@ -133,6 +140,12 @@ impl Lock {
         }
         format!("{}-{}", self.name, &hex::encode(hash.finalize())[..12])
     }
+}
+
+/// What all of them are.
+fn same(mut all: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let first = all.next()?;
+    all.all(|other| other == first).then_some(first)
 }
 
 /// The kind of tree that this program makes and understands.

@@ -1,7 +1,10 @@
 //! The state of every process, for `status`, and the order in which it is told.
 
-use indexmap::IndexMap;
+use std::sync::Arc;
 use std::time::Instant;
+
+use indexmap::IndexMap;
+use model::Topology;
 
 use crate::client::State;
 use crate::proc::ProcessId;
@@ -9,8 +12,10 @@ use crate::proc::ProcessId;
 /// What is known of one process.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// What it is, which never changes.
+    /// What it is.
     pub(crate) about: About,
+    /// With whose configuration it was started the last time.
+    pub(crate) topology: Option<Arc<Topology>>,
     /// How it is.
     pub(crate) state: State,
     /// Which process it is, while there is one.
@@ -43,21 +48,39 @@ pub(crate) struct About {
 pub(crate) struct Board(IndexMap<String, Entry>);
 
 impl Board {
-    pub(crate) fn new(abouts: impl IntoIterator<Item = About>) -> Self {
-        let entry = |about: About| {
-            let name = about.name.clone();
-            let entry = Entry {
-                about,
-                state: State::Waiting,
-                process: None,
-                restarts: 0,
-                since: None,
-                last_exit: None,
-                optional: false,
-            };
-            (name, entry)
+    /// A process is to be supervised from now on. One of this name that was supervised before keeps its history.
+    pub(crate) fn enter(&mut self, about: About) {
+        if let Some(entry) = self.0.get_mut(&about.name) {
+            entry.about = about;
+            entry.state = State::Waiting;
+            return;
+        }
+        let name = about.name.clone();
+        let entry = Entry {
+            about,
+            topology: None,
+            state: State::Waiting,
+            process: None,
+            restarts: 0,
+            since: None,
+            last_exit: None,
+            optional: false,
         };
-        Self(abouts.into_iter().map(entry).collect())
+        self.0.insert(name, entry);
+    }
+
+    /// A process is no more.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.0.shift_remove(name);
+    }
+
+    /// Lists these in this order, behind all others.
+    pub(crate) fn arrange<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        for name in names {
+            if let Some(entry) = self.0.shift_remove(name) {
+                self.0.insert(name.to_owned(), entry);
+            }
+        }
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -109,11 +132,10 @@ mod tests {
 
     #[test]
     fn names_groups_and_roles_are_found() {
-        let board = Board::new([
-            about("main", "main", &["main"]),
-            about("sync_1", "sync", &["sync", "initial_sync"]),
-            about("sync_2", "sync", &["sync", "initial_sync"]),
-        ]);
+        let mut board = Board::default();
+        board.enter(about("main", "main", &["main"]));
+        board.enter(about("sync_1", "sync", &["sync", "initial_sync"]));
+        board.enter(about("sync_2", "sync", &["sync", "initial_sync"]));
         assert_eq!(board.named("sync_2"), ["sync_2"]);
         assert_eq!(board.named("sync"), ["sync_1", "sync_2"]);
         assert_eq!(board.named("initial_sync"), ["sync_1", "sync_2"]);
@@ -122,11 +144,28 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_needed_is_not_missed() {
-        let mut board =
-            Board::new([about("forkserver", "forkserver", &[]), about("main", "main", &["main"])]);
+        let mut board = Board::default();
+        board.enter(about("forkserver", "forkserver", &[]));
+        board.enter(about("main", "main", &["main"]));
         assert_eq!(board.healthy(), (0, 2));
         board.get_mut("forkserver").unwrap().optional = true;
         board.get_mut("main").unwrap().state = State::Healthy;
         assert_eq!(board.healthy(), (1, 1));
+    }
+
+    #[test]
+    fn who_comes_back_keeps_its_history_and_who_is_gone_has_none() {
+        let mut board = Board::default();
+        for name in ["postgres", "main", "sync_1", "sync_2"] {
+            board.enter(about(name, name, &[]));
+            board.get_mut(name).unwrap().restarts = 3;
+        }
+        board.forget("sync_1");
+        board.enter(about("sync_1", "sync", &[]));
+        board.enter(about("sync_2", "sync", &[]));
+        board.arrange(["main", "sync_1", "sync_2"]);
+        let listed: Vec<_> =
+            board.entries().map(|entry| (entry.about.name.as_str(), entry.restarts)).collect();
+        assert_eq!(listed, [("postgres", 3), ("main", 3), ("sync_1", 0), ("sync_2", 3)]);
     }
 }

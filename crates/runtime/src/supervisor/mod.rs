@@ -12,17 +12,19 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::Layout;
+use arc_swap::ArcSwap;
+use model::{Layout, Topology};
 use nix::sys::signal::Signal;
 use router::Router;
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 pub(crate) use board::{About, Board, Entry};
 pub(crate) use spawn::Spawner;
-pub(crate) use unit::Kind;
+pub(crate) use unit::{Kind, SETTLE};
 
+use crate::client::State;
 use crate::forks::ForkServer;
 use crate::logs;
 use crate::progress::{Event, Progress};
@@ -102,7 +104,7 @@ pub(crate) struct Gates {
     forks: watch::Sender<Forks>,
     /// Whether main was started.
     main: watch::Sender<bool>,
-    /// Whether workers may start: opened once for all in each run.
+    /// Whether workers may start: opened for all once main has come so far.
     workers: watch::Sender<bool>,
     /// Whether the database was created in this run.
     fresh: watch::Sender<bool>,
@@ -180,6 +182,8 @@ impl Teller {
 /// What the units share.
 pub(crate) struct Shared {
     pub(crate) layout: Layout,
+    /// Whose configuration is written.
+    pub(crate) topology: Arc<ArcSwap<Topology>>,
     /// When the supervisor started.
     pub(crate) clock: Instant,
     pub(crate) gates: Gates,
@@ -189,7 +193,7 @@ pub(crate) struct Shared {
     /// So many workers start at once; more would only get in each other's way.
     permits: Semaphore,
     teller: Teller,
-    ends: mpsc::UnboundedSender<Ended>,
+    ends: broadcast::Sender<Ended>,
     hurry: watch::Sender<bool>,
     /// The records of the running processes are out of date.
     records: Notify,
@@ -224,7 +228,7 @@ impl Shared {
 /// What a supervisor starts with.
 pub(crate) struct Plan {
     pub(crate) layout: Layout,
-    pub(crate) units: Vec<(About, Kind)>,
+    pub(crate) topology: Arc<ArcSwap<Topology>>,
     pub(crate) spawner: Spawner,
     pub(crate) teller: Teller,
     /// How many workers start at once.
@@ -246,7 +250,7 @@ pub(crate) struct External {
 /// All processes of a stack.
 pub(crate) struct Supervisor {
     pub(crate) shared: Arc<Shared>,
-    units: Vec<Handle>,
+    units: Mutex<Vec<Arc<Handle>>>,
     keeper: JoinHandle<()>,
 }
 
@@ -254,8 +258,8 @@ struct Handle {
     name: String,
     stage: Stage,
     commands: mpsc::Sender<Command>,
-    /// Taken when it is waited for.
-    task: Mutex<Option<JoinHandle<()>>>,
+    /// Gone when it has been waited for.
+    task: AsyncMutex<Option<JoinHandle<()>>>,
 }
 
 /// The order of stopping.
@@ -297,15 +301,17 @@ pub(crate) enum RestartError {
     NotHealthy { name: String },
     #[error("{name} does not run: see `matrix-stack status`")]
     NotRunning { name: String },
+    #[error("the stack is being stopped: start it again with `matrix-stack up`")]
+    Ending,
 }
 
 impl Supervisor {
-    /// Lets every process start as soon as what it needs is there. The receiver hears of each that ends unasked.
-    pub(crate) fn start(plan: Plan, router: Router) -> (Self, mpsc::UnboundedReceiver<Ended>) {
-        let (ends, ended) = mpsc::unbounded_channel();
+    /// Supervises nothing yet.
+    pub(crate) fn start(plan: Plan, router: Router) -> Self {
         let forks = if plan.separate { Forks::Unusable } else { Forks::Down };
         let shared = Arc::new(Shared {
             layout: plan.layout,
+            topology: plan.topology,
             clock: plan.clock,
             gates: Gates {
                 database: watch::Sender::new(plan.external.database),
@@ -317,43 +323,79 @@ impl Supervisor {
                 provisioned: watch::Sender::new(false),
             },
             router,
-            board: Mutex::new(Board::new(plan.units.iter().map(|(about, _)| about.clone()))),
+            board: Mutex::default(),
             spawner: plan.spawner,
             permits: Semaphore::new(plan.width),
             teller: plan.teller,
-            ends,
+            ends: broadcast::Sender::new(EVENTS),
             hurry: watch::Sender::new(false),
             records: Notify::new(),
             changed: Notify::new(),
         });
-        shared.tell(Event::Planned { processes: plan.units.len() });
-        let units = plan
-            .units
-            .into_iter()
-            .map(|(About { name, .. }, kind)| {
-                let (commands, orders) = mpsc::channel(16);
-                let stage = Stage::of(&kind);
-                let log = shared.layout.log(&name);
-                let unit =
-                    Unit { name: name.clone(), kind, log, shared: Arc::clone(&shared), commands: orders };
-                Handle { name, stage, commands, task: Mutex::new(Some(tokio::spawn(unit.run()))) }
-            })
-            .collect();
         let keeper = tokio::spawn(keep(Arc::clone(&shared)));
-        (Self { shared, units, keeper }, ended)
+        Self { shared, units: Mutex::default(), keeper }
+    }
+
+    /// Lets these processes start as soon as what they need is there. If main is one of them, workers wait until they
+    /// are let.
+    pub(crate) fn add(&self, units: Vec<(About, Kind)>) {
+        let shared = &self.shared;
+        if units.iter().any(|(_, kind)| Stage::of(kind) == Stage::Main) {
+            shared.gates.main.send_replace(false);
+            shared.gates.workers.send_replace(false);
+        }
+        for (about, _) in &units {
+            shared.board().enter(about.clone());
+        }
+        for (About { name, .. }, kind) in units {
+            let (commands, orders) = mpsc::channel(16);
+            let stage = Stage::of(&kind);
+            let log = shared.layout.log(&name);
+            let unit = Unit { name: name.clone(), kind, log, shared: Arc::clone(shared), commands: orders };
+            let task = AsyncMutex::new(Some(tokio::spawn(unit.run())));
+            self.handles().push(Arc::new(Handle { name, stage, commands, task }));
+        }
+    }
+
+    /// Hears of each process that ends unasked from now on.
+    pub(crate) fn ends(&self) -> broadcast::Receiver<Ended> {
+        self.shared.ends.subscribe()
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Vec<Arc<Handle>>> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the named process is healthy.
     pub(crate) async fn healthy(&self, name: &str) {
-        self.wait(|board| board.get(name).is_some_and(|entry| entry.state == crate::client::State::Healthy))
-            .await;
+        self.wait(|board| board.get(name).is_some_and(|entry| entry.state == State::Healthy)).await;
     }
 
-    /// Waits until every process is healthy.
-    pub(crate) async fn all_healthy(&self) {
+    /// Synapse's processes, each with the topology that it was started with.
+    pub(crate) fn running(&self) -> Vec<(String, Arc<Topology>)> {
+        let board = self.shared.board();
+        let synapse =
+            |name: &str| self.handles().iter().any(|unit| unit.name == name && unit.stage <= Stage::Main);
+        board
+            .entries()
+            .filter(|entry| synapse(&entry.about.name))
+            .map(|entry| {
+                // Until it starts, it will with what is written now.
+                let topology = entry.topology.clone().unwrap_or_else(|| self.shared.topology.load_full());
+                (entry.about.name.clone(), topology)
+            })
+            .collect()
+    }
+
+    pub(crate) fn is_healthy(&self, name: &str) -> bool {
+        self.shared.board().get(name).is_some_and(|entry| entry.state == State::Healthy)
+    }
+
+    /// Waits until every process that is meant is healthy.
+    pub(crate) async fn all_healthy(&self, which: impl Fn(&str) -> bool) {
         self.wait(|board| {
-            let (healthy, total) = board.healthy();
-            healthy == total
+            let mut meant = board.entries().filter(|entry| which(&entry.about.name));
+            meant.all(|entry| entry.optional || entry.state == State::Healthy)
         })
         .await;
     }
@@ -419,7 +461,7 @@ impl Supervisor {
             return Err(RestartError::Unknown { target: target.to_owned() });
         }
         for name in names {
-            let Some(unit) = self.units.iter().find(|unit| unit.name == name) else { continue };
+            let Some(unit) = self.handles().iter().find(|unit| unit.name == name).cloned() else { continue };
             let (who, answer) = oneshot::channel();
             if unit.commands.send(Command::Restart(who)).await.is_err() {
                 return Err(RestartError::NotRunning { name });
@@ -429,30 +471,48 @@ impl Supervisor {
                 Ok(Err(_)) => return Err(RestartError::NotRunning { name }),
                 Err(_) => return Err(RestartError::NotHealthy { name }),
             }
-            if name == "forkserver" && timeout(RESTART_LIMIT, self.all_healthy()).await.is_err() {
+            if name == "forkserver" && timeout(RESTART_LIMIT, self.all_healthy(|_| true)).await.is_err() {
                 return Err(RestartError::NotHealthy { name });
             }
         }
         Ok(())
     }
 
-    /// Stops everything, workers first, the database last.
-    pub(crate) async fn stop(&self) {
+    /// Stops these processes, workers before main, and supervises them no more. Requests under way that would be lost
+    /// may take so long to end.
+    pub(crate) async fn remove(&self, names: &[String], patience: Duration) {
+        self.stop_those(|name| names.iter().any(|known| known == name), patience).await;
+    }
+
+    async fn stop_those(&self, which: impl Fn(&str) -> bool, patience: Duration) {
         for stage in Stage::ALL {
-            let of_stage = || self.units.iter().filter(|unit| unit.stage == stage);
-            for unit in of_stage() {
+            let units: Vec<Arc<Handle>> = self
+                .handles()
+                .iter()
+                .filter(|unit| unit.stage == stage && which(&unit.name))
+                .cloned()
+                .collect();
+            for unit in &units {
                 // A unit whose channel is closed has stopped by itself.
-                let _ = unit.commands.send(Command::Stop).await;
+                let _ = unit.commands.send(Command::Stop(patience)).await;
             }
-            for unit in of_stage() {
-                let task = unit.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(task) = task
-                    && let Err(error) = task.await
+            for unit in &units {
+                // If this is dropped while it waits, the next one who stops waits on.
+                let mut task = unit.task.lock().await;
+                if let Some(running) = task.as_mut()
+                    && let Err(error) = running.await
                 {
                     tracing::error!(unit = unit.name, %error, "a unit failed");
                 }
+                *task = None;
             }
+            self.handles().retain(|unit| units.iter().all(|stopped| !Arc::ptr_eq(stopped, unit)));
         }
+    }
+
+    /// Stops everything, workers first, the database last.
+    pub(crate) async fn stop(&self) {
+        self.stop_those(|_| true, Duration::ZERO).await;
         self.keeper.abort();
         save_records(&self.shared);
     }

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use model::{Preset, Role, Stack, WorkerGroup};
+use model::{Instance, Preset, Role, Stack, WorkerGroup};
 
 use super::*;
-use crate::client::State;
 use crate::launch::{Launcher, Spec};
 use crate::progress;
 
@@ -30,10 +29,30 @@ for path in sys.argv[1:]:
     threading.Thread(target=serve, args=(path,)).start()
 "#;
 
+/// A process that serves, or one that ends at once.
+fn unit(instance: &Instance, broken: bool) -> (About, Kind) {
+    let paths = [&instance.private].into_iter().chain(&instance.client).map(|address| match address {
+        model::Address::Unix { path } => path.as_os_str().to_owned(),
+        model::Address::Tcp { .. } => unreachable!("the network is unix"),
+    });
+    let program = if broken { "print('no use'); exit(3)" } else { SERVER };
+    let alone = Spec::new("python3").args(["-c", program]).args(paths);
+    let about = About {
+        name: instance.name.clone(),
+        group: instance.group.clone(),
+        roles: instance.roles.iter().map(ToString::to_string).collect(),
+        address: None,
+        marks: vec!["python3".to_owned()],
+        stop: Signal::SIGTERM as i32,
+    };
+    (about, Kind::Synapse { instance: Box::new(instance.clone()), args: Vec::new(), alone: Box::new(alone) })
+}
+
 struct Stage {
+    topology: Topology,
     _dir: tempfile::TempDir,
     supervisor: Supervisor,
-    ended: mpsc::UnboundedReceiver<Ended>,
+    ended: broadcast::Receiver<Ended>,
 }
 
 /// Main and one worker, of which `broken` ends at once.
@@ -49,28 +68,8 @@ fn stage(broken: Option<&str>) -> Stage {
         .workers
         .insert("sync".to_owned(), WorkerGroup { roles: Some(vec![Role::Sync]), ..WorkerGroup::default() });
     let topology = model::plan(&stack, &layout.sockets(), Preset::Custom).unwrap();
-    let units = topology.instances().iter().map(|instance| {
-        let paths = [&instance.private].into_iter().chain(&instance.client).map(|address| match address {
-            model::Address::Unix { path } => path.as_os_str().to_owned(),
-            model::Address::Tcp { .. } => unreachable!("the network is unix"),
-        });
-        let program = if broken == Some(&instance.name) { "print('no use'); exit(3)" } else { SERVER };
-        let alone = Spec::new("python3").args(["-c", program]).args(paths);
-        let about = About {
-            name: instance.name.clone(),
-            group: instance.group.clone(),
-            roles: instance.roles.iter().map(ToString::to_string).collect(),
-            address: None,
-            marks: vec!["python3".to_owned()],
-            stop: Signal::SIGTERM as i32,
-        };
-        (
-            about,
-            Kind::Synapse { instance: Box::new(instance.clone()), args: Vec::new(), alone: Box::new(alone) },
-        )
-    });
     let plan = Plan {
-        units: units.collect(),
+        topology: Arc::new(ArcSwap::from_pointee(topology.clone())),
         spawner: Spawner::new(Launcher::at(LAUNCHER)).unwrap(),
         teller: Teller::new(progress::quiet()),
         width: 2,
@@ -81,8 +80,10 @@ fn stage(broken: Option<&str>) -> Stage {
     };
     let snapshot = router::Snapshot::new(&topology, router::Settings::from_stack(&stack)).unwrap();
     let router = Router::start(snapshot, router::Options::default()).unwrap();
-    let (supervisor, ended) = Supervisor::start(plan, router);
-    Stage { _dir: dir, supervisor, ended }
+    let supervisor = Supervisor::start(plan, router);
+    let ended = supervisor.ends();
+    supervisor.add(topology.instances().iter().map(|i| unit(i, broken == Some(&i.name))).collect());
+    Stage { topology, _dir: dir, supervisor, ended }
 }
 
 impl Stage {
@@ -109,7 +110,7 @@ async fn processes_come_back_and_go_in_order() {
     within(stage.supervisor.healthy("main")).await;
     assert_eq!(stage.entry("sync_1").state, State::Waiting);
     stage.supervisor.let_workers_start();
-    within(stage.supervisor.all_healthy()).await;
+    within(stage.supervisor.all_healthy(|_| true)).await;
 
     // Killed, a process is started again at once.
     let first = stage.entry("sync_1").process.unwrap();
@@ -120,7 +121,7 @@ async fn processes_come_back_and_go_in_order() {
         (ended.name.as_str(), ended.reason.as_str(), ended.in_a_row),
         ("sync_1", "killed by SIGKILL", 1)
     );
-    within(stage.supervisor.all_healthy()).await;
+    within(stage.supervisor.all_healthy(|_| true)).await;
     let second = stage.entry("sync_1");
     assert_eq!((second.restarts, second.last_exit.as_deref()), (1, Some("killed by SIGKILL")));
     assert!(second.process.is_some_and(|process| process != first));
@@ -133,6 +134,18 @@ async fn processes_come_back_and_go_in_order() {
     assert!(stage.ended.try_recv().is_err());
     let unknown = within(stage.supervisor.restart("nobody", |_, _| ())).await.unwrap_err();
     assert!(matches!(unknown, RestartError::Unknown { .. }));
+
+    // One that goes leaves nothing behind, and comes back as what it was.
+    let worker = stage.topology.instance("sync_1").unwrap();
+    let model::Address::Unix { path } = &worker.private else { panic!("the network is unix") };
+    assert!(path.exists());
+    within(stage.supervisor.remove(&["sync_1".to_owned()], Duration::from_secs(1))).await;
+    assert_eq!((stage.entry("sync_1").state, path.exists()), (State::Stopped, false));
+    let running: Vec<String> = stage.supervisor.running().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(running, ["main"]);
+    stage.supervisor.add(vec![unit(worker, false)]);
+    within(stage.supervisor.all_healthy(|_| true)).await;
+    assert_eq!(stage.entry("sync_1").restarts, 3);
 
     // Stopped, nothing runs and nothing is recorded.
     let last = stage.entry("main").process.unwrap();

@@ -1,12 +1,12 @@
 //! The life of one process: wait for what it needs, start, become healthy, be watched, end, and again.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Address, Instance};
+use model::Instance;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -20,7 +20,7 @@ use crate::launch::Spec;
 use crate::postgres::{self, Cluster};
 use crate::proc::ProcessId;
 use crate::progress::Event;
-use crate::state::with_suffix;
+use crate::state;
 use crate::valkey::{self, Valkey};
 use crate::{logs, probe};
 
@@ -39,6 +39,8 @@ const MAIN_START_LIMIT: Duration = Duration::from_secs(3600);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// A process that did not answer for so long is restarted.
 const HUNG: Duration = Duration::from_secs(60);
+/// How long requests under way may take when a process restarts or goes. Those that can be sent again do not count.
+pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 /// How long a process that is asked to stop hurriedly gets.
 const HURRY: Duration = Duration::from_secs(2);
 
@@ -58,8 +60,8 @@ pub(crate) enum Kind {
 
 /// An order to a unit.
 pub(crate) enum Command {
-    /// Stop for good.
-    Stop,
+    /// Stop for good, once the requests that would be lost by it have ended, or so much time has passed.
+    Stop(Duration),
     /// Stop, and start at once; the answer is the time from the signal to being healthy.
     Restart(oneshot::Sender<Duration>),
 }
@@ -90,8 +92,8 @@ enum Next {
     Ended(Exit),
     /// It was stopped because that was ordered.
     Restart,
-    /// The unit is to stop.
-    Stop,
+    /// The unit is to stop; how long requests under way may take.
+    Stop(Duration),
     /// Nothing more to do but wait for the order to stop: a fork server that cannot be used.
     Park,
 }
@@ -108,10 +110,9 @@ impl Unit {
     pub(crate) async fn run(mut self) {
         let mut policy = RestartPolicy::default();
         let mut waiting = Waiting::default();
-        let mut lives: u32 = 0;
+        let mut first = true;
         loop {
             // 1. Wait for what it needs.
-            let first = lives == 0;
             self.shared.set(&self.name, |entry| {
                 if entry.state != State::Failed {
                     entry.state = if first { State::Waiting } else { State::Restarting };
@@ -136,7 +137,9 @@ impl Unit {
             // 2. Start.
             let log_start = logs::length(&self.log);
             let started = Instant::now();
-            lives = lives.saturating_add(1);
+            // Looked at before the process can have read anything: it never counts as newer than it is.
+            let topology = self.shared.topology.load_full();
+            first = false;
             let mut child = match self.launch().await {
                 Ok(child) => child,
                 Err(reason) => {
@@ -153,8 +156,10 @@ impl Unit {
                     entry.state = State::Starting;
                 }
                 entry.process = Some(child.id);
+                entry.topology = Some(topology);
+                // Not the first time.
+                entry.restarts += u32::from(entry.since.is_some());
                 entry.since = Some(started);
-                entry.restarts = lives - 1;
             });
             if let Kind::Synapse { instance, .. } = &self.kind
                 && instance.is_main()
@@ -179,13 +184,14 @@ impl Unit {
             // 5. End.
             self.shared.gates.close(&self.kind);
             match next {
-                Next::Stop => {
+                Next::Stop(patience) => {
+                    self.settle(child, patience).await;
                     self.terminate(child).await;
                     return self.stopped();
                 }
                 Next::Restart => {
+                    self.settle(child, SETTLE).await;
                     waiting.since = Some(Instant::now());
-                    self.hold();
                     self.terminate(child).await;
                     self.gone(None);
                 }
@@ -235,11 +241,7 @@ impl Unit {
                 Ok(child)
             }
             Kind::Synapse { instance, args, alone } => {
-                for address in instance.client.iter().chain([&instance.private]) {
-                    if let Address::Unix { path } = address {
-                        remove_socket(path);
-                    }
-                }
+                self.remove_sockets();
                 let forks = self.shared.gates.forks.borrow().clone();
                 match forks {
                     Forks::Ready(server) => {
@@ -253,6 +255,12 @@ impl Unit {
                     Forks::Down => Err("the fork server ended".to_owned()),
                 }
             }
+        }
+    }
+
+    fn remove_sockets(&self) {
+        if let Kind::Synapse { instance, .. } = &self.kind {
+            state::remove_own_sockets(instance);
         }
     }
 
@@ -280,7 +288,7 @@ impl Unit {
                 _ => Next::Ended(exit),
             },
             next = &mut ready => next,
-            () = stop_ordered(&mut self.commands, waiting) => Next::Stop,
+            () = stop_ordered(&mut self.commands, waiting) => Next::Stop(Duration::ZERO),
             () = sleep(limit) => Next::Ended(Exit::Lost(format!("it was not healthy within {} s", limit.as_secs()))),
         }
     }
@@ -315,7 +323,8 @@ impl Unit {
                         waiting.who.push(who);
                         return Next::Restart;
                     }
-                    Some(Command::Stop) | None => return Next::Stop,
+                    Some(Command::Stop(patience)) => return Next::Stop(patience),
+                    None => return Next::Stop(Duration::ZERO),
                 },
                 answer = look => match answer {
                     Ok(()) => {
@@ -371,6 +380,23 @@ impl Unit {
         self.shared.router.hold(&self.name);
     }
 
+    /// Keeps requests from the process, and waits for those that would be lost with it.
+    async fn settle(&self, child: &mut Child, patience: Duration) {
+        self.hold();
+        if patience.is_zero() {
+            return;
+        }
+        let mut hurry = self.shared.hurry.subscribe();
+        tokio::select! {
+            left = self.shared.router.settled(&self.name, patience) => if left > 0 {
+                tracing::warn!(process = self.name, requests = left, "it stops although requests are under way");
+            },
+            _ = child.wait() => {}
+            // An error means that nobody can hurry any more.
+            Ok(_) = hurry.wait_for(|hurry| *hurry) => {}
+        }
+    }
+
     /// The process is no more.
     fn gone(&self, exit: Option<&Exit>) {
         self.shared.set(&self.name, |entry| {
@@ -405,7 +431,7 @@ impl Unit {
             self.shared.set(&self.name, |entry| entry.state = State::Failed);
         }
         // While the stack starts, whoever waits for that shows the log if it was in vain.
-        let repeated = policy.in_a_row() > 1 && self.shared.ends.is_closed();
+        let repeated = policy.in_a_row() > 1 && self.shared.ends.receiver_count() == 0;
         self.shared.tell(Event::Exited {
             name: self.name.clone(),
             reason: reason.clone(),
@@ -426,7 +452,7 @@ impl Unit {
                     waiting.who.push(who);
                     true
                 }
-                Some(Command::Stop) | None => false,
+                Some(Command::Stop(_)) | None => false,
             },
         }
     }
@@ -441,6 +467,7 @@ impl Unit {
     }
 
     fn stopped(&self) {
+        self.remove_sockets();
         self.shared.set(&self.name, |entry| {
             entry.process = None;
             entry.state = State::Stopped;
@@ -567,12 +594,6 @@ impl Child {
 /// The process with this number; one that is gone already gets an identity that no process has.
 fn identify(pid: u32) -> ProcessId {
     ProcessId::of(pid).unwrap_or(ProcessId { pid, started: u64::MAX })
-}
-
-fn remove_socket(path: &Path) {
-    // What cannot be removed is in the way of the bind, whose error is in the process's log.
-    let _ = std::fs::remove_file(path);
-    let _ = std::fs::remove_file(with_suffix(path, ".lock"));
 }
 
 async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, String>
