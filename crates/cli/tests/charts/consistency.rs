@@ -450,6 +450,29 @@ fn the_job_that_makes_secrets_may_do_no_more_and_goes_first() {
 }
 
 #[test]
+fn the_rollout_may_do_what_it_does_and_no_more() {
+    let needed: BTreeSet<_> = rollout::RULES
+        .iter()
+        .flat_map(|rule| rule.verbs.iter().map(|verb| (rule.group, rule.resource, *verb)))
+        .collect();
+    let mut found = 0;
+    each(|case, object| {
+        if object["kind"] != "Role" || !name(object).ends_with("-rollout") {
+            return;
+        }
+        found += 1;
+        let text = |value: &'static Value| value.as_str().unwrap();
+        let granted: BTreeSet<_> = list(&object["rules"])
+            .flat_map(|rule| list(&rule["apiGroups"]).map(move |group| (rule, text(group))))
+            .flat_map(|(rule, group)| list(&rule["resources"]).map(move |of| (rule, group, text(of))))
+            .flat_map(|(rule, group, of)| list(&rule["verbs"]).map(move |verb| (group, of, text(verb))))
+            .collect();
+        assert_eq!(granted, needed, "{}", place(case, object));
+    });
+    assert!(found > 0, "no values file switches the rollout on");
+}
+
+#[test]
 fn what_must_be_one_is_one() {
     for case in rendered() {
         let topology = crate::processes::plan(case);
