@@ -489,8 +489,12 @@ mod tests {
     fn alerts_and_dashboards_name_what_the_router_measures() {
         let metrics = Metrics::new();
         let name: Arc<str> = "sync_1".into();
-        let labels = |names: [&'static str; 4]| names.map(|name| (name, Arc::from("x")));
-        metrics.requests.get_or_create(&labels(["class", "role", "instance", "outcome"])).inc();
+        // Each begins with the first that is counted.
+        let instance = Instance::new("sync_1", model::Address::Tcp { host: "127.0.0.1".to_owned(), port: 1 });
+        let class = &CLASSES[0];
+        let (role, outcome) = (Some(Role::Sync), Outcome::Answered(2));
+        metrics.request(Some(class), role, Some(&instance), outcome, Duration::ZERO);
+        metrics.upstream(class, Role::Sync, &instance, Duration::ZERO);
         metrics.retries.get_or_create(&[("instance", name.clone()), ("failure", "x".into())]).inc();
         metrics.failed.get_or_create(&[("instance", name.clone()), ("failure", "x".into())]).inc();
         metrics.closed.get_or_create(&[("kind", "admin")]).inc();
