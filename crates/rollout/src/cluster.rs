@@ -475,15 +475,16 @@ fn count(number: Option<i32>) -> u32 {
     number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
 }
 
+/// Which configuration the pods of a template have.
+fn configuration(template: &v1::PodTemplateSpec) -> Option<String> {
+    template.metadata.as_ref().and_then(|metadata| annotation(metadata, CONFIGURATION))
+}
+
 fn of_set(set: &StatefulSet) -> Workload {
     let (spec, status) = (&set.spec, set.status.as_ref());
     Workload {
         replicas: count(spec.replicas.or(Some(1))),
-        configuration: spec
-            .template
-            .metadata
-            .as_ref()
-            .and_then(|metadata| annotation(metadata, CONFIGURATION)),
+        configuration: configuration(&spec.template),
         seen: status.and_then(|status| status.observed_generation) >= set.metadata.generation,
         pods: status.map_or(0, |status| count(Some(status.replicas))),
         updated: count(status.and_then(|status| status.updated_replicas)),
@@ -496,11 +497,7 @@ fn of_deployment(deployment: &Deployment) -> Workload {
     let (spec, status) = (&deployment.spec, deployment.status.as_ref());
     Workload {
         replicas: count(spec.replicas.or(Some(1))),
-        configuration: spec
-            .template
-            .metadata
-            .as_ref()
-            .and_then(|metadata| annotation(metadata, CONFIGURATION)),
+        configuration: configuration(&spec.template),
         seen: status.and_then(|status| status.observed_generation) >= deployment.metadata.generation,
         pods: count(status.and_then(|status| status.replicas)),
         updated: count(status.and_then(|status| status.updated_replicas)),
