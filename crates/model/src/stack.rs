@@ -462,7 +462,7 @@ impl Default for Hosts {
 
 impl Hosts {
     /// The host of the process or pool of this name, of which `suffix` is the end.
-    pub(crate) fn host(&self, name: &str, suffix: &str) -> String {
+    pub fn host(&self, name: &str, suffix: &str) -> String {
         let name = if name == "main" { &self.main } else { name };
         format!("{}{}{suffix}", self.prefix, name.replace('_', "-"))
     }

@@ -109,7 +109,7 @@ fn main_address(layout: &Layout, stack: &Stack) -> Address {
     match &stack.network {
         model::Network::Tcp(tcp) => Address::Tcp { host: tcp.host.to_string(), port: tcp.base_port },
         model::Network::Hosts(hosts) => {
-            Address::Tcp { host: format!("{}main{}", hosts.prefix, hosts.suffix), port: hosts.http_port }
+            Address::Tcp { host: hosts.host("main", &hosts.suffix), port: hosts.http_port }
         }
         model::Network::Unix => Address::Unix { path: layout.sockets().join("main.sock") },
     }
