@@ -48,11 +48,14 @@ fn topology() -> Topology {
     model::plan(&Stack::new(name), Path::new("/run/x"), Preset::Full).expect("a plan")
 }
 
+/// How many times each is done between two looks at the clock, which takes some 30 ns itself.
+const TIMES: u32 = 1000;
+
 fn main() {
     divan::main();
 }
 
-#[divan::bench(args = REQUESTS.iter().map(|(method, target, _)| format!("{method} {target}")))]
+#[divan::bench(sample_size = TIMES, args = REQUESTS.iter().map(|(method, target, _)| format!("{method} {target}")))]
 fn route(bencher: divan::Bencher<'_, '_>, request: &str) {
     let matcher =
         Matcher::compile(Table::newest(), &topology(), &routes::Options::default()).expect("a matcher");
@@ -75,14 +78,14 @@ fn router(number: usize) -> (Router, Bytes) {
     (router, head)
 }
 
-#[divan::bench(args = 0..REQUESTS.len())]
+#[divan::bench(sample_size = TIMES, args = 0..REQUESTS.len())]
 fn decide(bencher: divan::Bencher<'_, '_>, number: usize) {
     let (router, head) = router(number);
     let head = router.read_head(&head).expect("a head");
     bencher.bench_local(|| router.decide(divan::black_box(&head)).expect("it is forwarded"));
 }
 
-#[divan::bench(args = 0..REQUESTS.len())]
+#[divan::bench(sample_size = TIMES, args = 0..REQUESTS.len())]
 fn read(bencher: divan::Bencher<'_, '_>, number: usize) {
     let (router, head) = router(number);
     bencher.bench_local(|| router.read_head(divan::black_box(&head)).expect("a head"));
