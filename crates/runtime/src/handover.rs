@@ -16,12 +16,13 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use service::bind_unix;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::listen::{Given, Sockets, bind_unix};
+use crate::listen::{Given, Sockets};
 use crate::up::UpError;
 
 /// What comes with the sockets; the number is of this protocol.

@@ -1,10 +1,8 @@
 //! The sockets that the router listens on: given to this process, or bound by it.
 
-use std::fs::{self, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::Path;
 
@@ -13,6 +11,7 @@ use model::{ListenAddress, Topology};
 use router::{Listener, Router};
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{AddressFamily, getsockname};
+use service::bind_unix;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
@@ -187,25 +186,6 @@ async fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
     TcpListener::bind(address).await?.into_std().map(Socket::Tcp)
 }
 
-/// Listens on a unix socket, in place of one that nobody listens on any more.
-pub(crate) async fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
-            let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-            if !is_socket || !UnixStream::connect(path).await.is_err_and(|error| refused(&error)) {
-                return Err(error);
-            }
-            fs::remove_file(path)?;
-            UnixListener::bind(path)?
-        }
-        result => result?,
-    };
-    // Until then it has the mode that the umask leaves, under which nobody can do more.
-    fs::set_permissions(path, Permissions::from_mode(mode))?;
-    listener.into_std()
-}
-
 /// Who listens on a unix socket: number and name.
 async fn holder(path: &Path) -> Option<(u32, String)> {
     let pid = UnixStream::connect(path).await.ok()?.peer_cred().ok()?.pid()?;
@@ -215,6 +195,8 @@ async fn holder(path: &Path) -> Option<(u32, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[tokio::test]

@@ -8,13 +8,14 @@ use model::{Address, Stack, Topology};
 use router::{Router, Snapshot};
 use routes::Table;
 use sd_notify::NotifyState;
+use service::{Asked, Signals};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::handover::{self, Handover, Predecessor, Successor};
 use crate::listen::{Given, Serving, Sockets};
 use crate::probe;
-use crate::up::{Asked, Signals, UpError, raise_file_limit};
+use crate::up::{UpError, raise_file_limit};
 
 /// How long requests may take to finish once the router was told to stop: as long as a client's long poll, and a
 /// moment more.

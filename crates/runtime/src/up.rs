@@ -14,7 +14,7 @@ use model::{Layout, Topology};
 use nix::sys::signal::Signal;
 use routes::Table;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
+use service::{Asked, Signals};
 use tokio::time::sleep;
 
 use crate::client::{Connection, Op, Phase, Reply};
@@ -385,48 +385,6 @@ impl Begun {
 
 fn password_file(layout: &Layout) -> PathBuf {
     layout.secrets().join("first_admin_password")
-}
-
-/// What a signal asks for.
-pub(crate) enum Asked {
-    /// The end; the signal's name.
-    End(&'static str),
-    Reload,
-}
-
-/// The signals that this program takes.
-pub(crate) struct Signals {
-    interrupt: Listener,
-    terminate: Listener,
-    hangup: Listener,
-}
-
-impl Signals {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    pub(crate) async fn next(&mut self) -> Asked {
-        tokio::select! {
-            Some(()) = self.interrupt.recv() => Asked::End("SIGINT"),
-            Some(()) = self.terminate.recv() => Asked::End("SIGTERM"),
-            Some(()) = self.hangup.recv() => Asked::Reload,
-            else => std::future::pending().await,
-        }
-    }
-
-    /// The signal that ends a stack. The terminal's end is no reason to stop; a stack is stopped on purpose.
-    pub(crate) async fn end(&mut self) -> &'static str {
-        loop {
-            if let Asked::End(name) = self.next().await {
-                return name;
-            }
-        }
-    }
 }
 
 /// What holds while a stack is up.
