@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Address, Group, Instance, Lookup, Role, Stack, Stream, Topology};
+use crate::{Address, CompanionKind, Group, Instance, Lookup, Role, Stack, Stream, Topology};
 
 /// The field that makes groups pools.
 const POOLS: &str = "network.hosts.pools";
@@ -66,7 +66,7 @@ pub fn grouped(changes: &[InstanceChange]) -> BTreeMap<(Action, &[String]), Vec<
 /// What changes between two topologies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Comparison {
-    /// One entry a process of either topology: the old ones in their order, then the new ones.
+    /// One entry a process of either topology: the old ones in their order, then the new ones, then the companions.
     pub changes: Vec<InstanceChange>,
     /// The old processes that must all have ended before any process reads the new configuration: those that stop
     /// together, and those of their kind that go.
@@ -173,9 +173,11 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
             because: come_and_go(&instance.group).into_iter().collect(),
         });
     }
+    changes.extend(companion_changes(old, new));
     let router = router_view(old) != router_view(new)
         || fields.iter().any(|f| {
-            ["listen", "well_known", "federation", "public_base_url", "media"].contains(&section(f))
+            ["listen", "well_known", "companions", "federation", "public_base_url", "media"]
+                .contains(&section(f))
         });
     let refused = fields
         .iter()
@@ -183,6 +185,32 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
         .map(|field| (field.clone(), "user IDs, room IDs and signatures carry it; start a new stack instead"))
         .collect();
     Comparison { changes, end_first, router, fields, refused }
+}
+
+/// What happens to the services beside Synapse: nobody has to agree with them.
+fn companion_changes(old: &Topology, new: &Topology) -> Vec<InstanceChange> {
+    let change = |kind: CompanionKind, action: Action| InstanceChange {
+        instance: kind.name().to_owned(),
+        action,
+        because: match action {
+            Action::Keep => Vec::new(),
+            _ => vec![format!("companions.{}", kind.field())],
+        },
+    };
+    let find = |topology: &'_ Topology, kind: CompanionKind| topology.companion(kind.name()).cloned();
+    CompanionKind::ALL
+        .into_iter()
+        .filter_map(|kind| {
+            let action = match (find(old, kind), find(new, kind)) {
+                (None, None) => return None,
+                (None, Some(_)) => Action::Start,
+                (Some(_), None) => Action::Stop,
+                (Some(before), Some(after)) if before.settings == after.settings => Action::Keep,
+                (Some(_), Some(_)) => Action::Roll,
+            };
+            Some(change(kind, action))
+        })
+        .collect()
 }
 
 /// Every list of processes that all must agree on: whose it is, who was on it, who will be.

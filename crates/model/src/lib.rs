@@ -4,6 +4,7 @@
 //! processes exist, what each of them does and where it listens) or into a list of [`Problem`]s.
 //! No `Topology` can exist that Synapse would misbehave under. This crate does no I/O.
 
+mod companion;
 mod compare;
 mod layout;
 mod plan;
@@ -14,6 +15,7 @@ mod sizing;
 mod stack;
 mod topology;
 
+pub use companion::{Companion, CompanionKind, Companions, PlannedCompanion};
 pub use compare::{Action, Comparison, InstanceChange, compare, grouped};
 pub use layout::{Layout, SecretPath, SecretPaths};
 pub use plan::{plan, reserved_connections};

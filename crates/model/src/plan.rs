@@ -5,6 +5,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
+use crate::companion;
 use crate::topology::{connections, media_processes};
 use crate::{
     Address, App, Group, Instance, ListenAddress, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS,
@@ -45,12 +46,14 @@ pub fn plan(stack: &Stack, socket_dir: &Path, default_preset: Preset) -> Result<
     let instances = assemble_instances(stack, &groups, socket_dir, &mut problems);
     check_listen(stack, &instances, &mut problems);
     let max_connections = check_connections(stack, &instances, &mut problems);
+    let companions = companion::plan(stack, socket_dir, &mut problems);
     if matches!(stack.network, Network::Hosts(_)) {
         check_hosts(stack, &instances, &mut problems);
     }
 
     if problems.is_empty() {
-        let topology = Topology { stack: stack.clone(), preset, groups, instances, max_connections };
+        let topology =
+            Topology { stack: stack.clone(), preset, groups, instances, companions, max_connections };
         problems = topology.violations().into_iter().map(Problem::Broken).collect();
         if problems.is_empty() {
             return Ok(topology);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Role, Stream, Violation};
+use crate::{CompanionKind, Role, Stream, Violation};
 
 /// One reason why a stack cannot be planned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -217,6 +217,28 @@ pub enum Problem {
         /// What was written.
         text: String,
     },
+    /// Processes on several hosts have nobody who starts a companion.
+    #[error(
+        "`{kind}` runs beside the processes of one machine, and `network: hosts` gives each a host of its own"
+    )]
+    CompanionElsewhere {
+        /// Which companion.
+        kind: CompanionKind,
+    },
+    /// A companion cannot be reached under the path.
+    #[error("{}", describe_path(.path.as_deref()))]
+    CompanionPath {
+        /// The field.
+        field: String,
+        /// The path; none where there can be none.
+        path: Option<String>,
+    },
+    /// A companion's settings say where it listens.
+    #[error("matrix-stack settles where a companion listens")]
+    CompanionSettled {
+        /// The field.
+        field: String,
+    },
     /// The planner made a topology that breaks an invariant: a defect of matrix-stack, caught before it does harm.
     #[error("the plan breaks a rule of Synapse's: {0}")]
     Broken(Violation),
@@ -240,7 +262,10 @@ impl Problem {
             Self::TooMany { field, .. }
             | Self::PoolUpsideDown { field, .. }
             | Self::AddressTwice { field, .. }
-            | Self::OwnedOption { field, .. } => field.clone(),
+            | Self::OwnedOption { field, .. }
+            | Self::CompanionPath { field, .. }
+            | Self::CompanionSettled { field } => field.clone(),
+            Self::CompanionElsewhere { kind } => format!("companions.{}", kind.field()),
             Self::MediaNotShared { .. } => "media.shared_storage".to_owned(),
             Self::TooManyConnections { .. } => "database.max_connections".to_owned(),
             Self::PortsExhausted { .. } => "network.tcp.base_port".to_owned(),
@@ -331,6 +356,16 @@ impl Problem {
             Self::NeedsBaseUrl { .. } => {
                 "set it to the URL of the proxy in front, such as `https://matrix.example.org`".to_owned()
             }
+            Self::CompanionElsewhere { kind } => {
+                format!(
+                    "remove it here, and run `matrix-stack serve {kind}` where it belongs; on Kubernetes that is its chart"
+                )
+            }
+            Self::CompanionPath { path: None, .. } => "remove `path`".to_owned(),
+            Self::CompanionPath { .. } => {
+                "choose a path of its own, outside `/_matrix`, `/_synapse` and `/.well-known`".to_owned()
+            }
+            Self::CompanionSettled { .. } => "remove it".to_owned(),
             Self::Broken(_) => {
                 "please report this with your stack.yaml; meanwhile use a preset without changes".to_owned()
             }
@@ -355,6 +390,14 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+/// Why a path is refused.
+fn describe_path(path: Option<&str>) -> String {
+    match path {
+        Some(path) => format!("the path `{path}` is taken by something else"),
+        None => "the router passes on HTTP alone".to_owned(),
+    }
+}
 
 /// Why a group is no pool.
 fn describe_no_pool(role: Option<&Role>) -> String {

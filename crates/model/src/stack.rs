@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Preset, Role};
+use crate::{Companions, Preset, Role};
 
 /// The largest `count` of a worker group. Synapse's replication is all to all, so hundreds of processes cost
 /// more than they give.
@@ -75,9 +75,17 @@ pub struct Stack {
     /// The documents under `/.well-known/matrix/`.
     #[serde(default)]
     pub well_known: WellKnown,
+    /// Services beside Synapse: webhooks into rooms, tokens for calls, LDAP.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("examples" = [{"livekit_jwt": {"settings": {}}}]))]
+    pub companions: Companions,
     /// Secrets that you bring as files. Those not named here are generated once, in the data directory.
     #[serde(default)]
     pub secrets: Secrets,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Stack {
@@ -99,6 +107,7 @@ impl Stack {
             caches: Caches::default(),
             federation: Federation::default(),
             well_known: WellKnown::default(),
+            companions: Companions::default(),
             secrets: Secrets::default(),
         }
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::problem::describe_writers;
-use crate::{Balance, Kind, Lookup, Pool, Preset, ROLES, Role, Stack, Stream};
+use crate::{Balance, Kind, Lookup, PlannedCompanion, Pool, Preset, ROLES, Role, Stack, Stream};
 
 /// Where a listener listens, and where others reach it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -160,6 +160,8 @@ pub struct Topology {
     pub(crate) preset: Preset,
     pub(crate) groups: Vec<Group>,
     pub(crate) instances: Vec<Instance>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) companions: Vec<PlannedCompanion>,
     pub(crate) max_connections: u32,
 }
 
@@ -182,6 +184,22 @@ impl Topology {
     /// Every Synapse process, and every pool of them; main first.
     pub fn instances(&self) -> &[Instance] {
         &self.instances
+    }
+
+    /// The services beside Synapse.
+    pub fn companions(&self) -> &[PlannedCompanion] {
+        &self.companions
+    }
+
+    /// The service beside Synapse with this name.
+    pub fn companion(&self, name: &str) -> Option<&PlannedCompanion> {
+        self.companions.iter().find(|companion| companion.kind.name() == name)
+    }
+
+    /// What all that the stack runs is called: Synapse's processes, and the services beside them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let instances = self.instances.iter().map(|instance| instance.name.as_str());
+        instances.chain(self.companions.iter().map(|companion| companion.kind.name()))
     }
 
     /// The database connections that the server must allow.

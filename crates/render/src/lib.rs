@@ -3,6 +3,7 @@
 //! Pure functions from a planned [`model::Topology`] to text. Nothing here touches the outside world, and the same
 //! topology always gives the same bytes, so that a changed file means a changed configuration.
 
+mod companion;
 mod compose;
 mod proxy;
 mod synapse;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+pub use companion::{companion_file, companions};
 pub use compose::{COMPOSE_DIRECTORIES, ComposeOptions, compose, compose_stack};
 pub use proxy::{Unsupported, envoy, haproxy, nginx};
 pub use synapse::{InstanceError, config_args, synapse, synapse_instance, synapse_options};

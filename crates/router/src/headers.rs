@@ -135,10 +135,16 @@ pub(crate) struct From<'a> {
 
 /// Writes the head that an instance gets, with the length of the body that follows: the target byte for byte, without
 /// what is about one connection alone, and with what is known of the client.
-pub(crate) fn write_request(head: &RequestHead, from: From<'_>, length: Option<u64>, out: &mut Vec<u8>) {
+pub(crate) fn write_request(
+    head: &RequestHead,
+    target: &str,
+    from: From<'_>,
+    length: Option<u64>,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(head.target().as_bytes());
+    out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     // With the target in absolute form its authority counts, not the `Host` header (RFC 9112, section 3.2.2).
     let host = head.authority().or_else(|| head.values(Kind::Host).next()).unwrap_or(b"localhost");
@@ -255,7 +261,7 @@ mod tests {
 
     fn written(head: &RequestHead, from: From<'_>, length: Option<u64>) -> String {
         let mut out = Vec::new();
-        write_request(head, from, length, &mut out);
+        write_request(head, head.target(), from, length, &mut out);
         String::from_utf8(out).expect("text")
     }
 

@@ -875,7 +875,7 @@ mod tests {
                 let from = From { peer: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), believed: 0, proto: "http", request_id: "id" };
                 let mut out = Vec::new();
                 let length = match framing { Framing::Length(length) => Some(length), Framing::Chunked => Some(7), _ => None };
-                write_request(&head, from, length_to_tell(framing, length), &mut out);
+                write_request(&head, head.target(), from, length_to_tell(framing, length), &mut out);
                 let mut headers = [httparse::EMPTY_HEADER; 100];
                 let mut again = httparse::Request::new(&mut headers);
                 let whole = again.parse(&out).expect("well-formed");

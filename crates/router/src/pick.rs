@@ -97,7 +97,7 @@ impl Choice<'_> {
                 return Ok(None);
             }
             let lease = instance.lease(class, self.class.cap).ok_or(Crowded)?;
-            return Ok(Some(Place::new(lease, state.clone(), class, role)));
+            return Ok(Some(Place::new(lease, state.clone(), class, Some(role))));
         }
         let mut crowded = false;
         let mut candidates: SmallVec<[Candidate; 16]> = pool
@@ -113,7 +113,7 @@ impl Choice<'_> {
         let turn = state.next_turn();
         while let Some(index) = choose(balance, &candidates, self.key, turn) {
             if let Some(lease) = pool[index].lease(class, self.class.cap) {
-                return Ok(Some(Place::new(lease, state.clone(), class, role)));
+                return Ok(Some(Place::new(lease, state.clone(), class, Some(role))));
             }
             // Somebody was faster.
             candidates[index].eligible = false;

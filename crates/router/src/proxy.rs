@@ -3,11 +3,12 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use routes::{Class, Decision, Forward, WellKnown};
-use tokio::time::Instant;
+use routes::{Class, ClassId, Decision, Forward, WellKnown};
+use tokio::time::{Instant, sleep};
 
 use crate::answer;
 use crate::attempt::{Attempt, Attempts};
@@ -164,6 +165,7 @@ impl Exchange<'_> {
             let forward = match self.decide(&active)? {
                 Decided::Forward(forward) => forward,
                 Decided::Here(response) => return Ok(Served::Here(response)),
+                Decided::Beside => return Box::pin(self.go_beside(&active, framing, record)).await,
             };
             let settings = active.settings();
             let class = forward.route.class;
@@ -180,7 +182,8 @@ impl Exchange<'_> {
                     let bytes = &mut record.bytes_in;
                     let payload =
                         Payload::prepare(self.client, framing, bounds, bytes, &state.spools).await?;
-                    let request = self.request(settings, framing, &payload, record.id.as_str());
+                    let target = self.head.target();
+                    let request = self.request(target, settings, framing, &payload, record.id.as_str());
                     none.insert((payload, request))
                 }
             };
@@ -258,6 +261,57 @@ impl Exchange<'_> {
         }
     }
 
+    /// Takes the request to the service beside Synapse that its path belongs to. While that restarts, it waits.
+    async fn go_beside(
+        &mut self,
+        active: &Active,
+        framing: Framing,
+        record: &mut Record,
+    ) -> Result<Served, Failure> {
+        /// Until it is looked whether the service is back.
+        const PAUSE: Duration = Duration::from_millis(50);
+        let (state, settings, class) = (self.state, active.settings(), ClassId::Companion.class());
+        let Some((instance, target)) = active.companion(self.head.target()) else {
+            return Err(Failure::NotFound);
+        };
+        record.class = Some(class);
+        record.instance = Some(instance.clone());
+        let bounds = bounds(class, settings);
+        let mut payload =
+            Payload::prepare(self.client, framing, bounds, &mut record.bytes_in, &state.spools).await?;
+        let request = self.request(&target, settings, framing, &payload, record.id.as_str());
+        let lease = instance.lease(class.id.index(), class.cap).ok_or(Failure::Shed)?;
+        let place = Place::new(lease, state.clone(), class.id.index(), None);
+        let patience = Instant::now() + settings.patience;
+        loop {
+            let started = Instant::now();
+            let attempt = Attempt {
+                worker: self.worker,
+                state,
+                settings,
+                instance,
+                within: class.timeout,
+                request: request.clone(),
+                method: &self.head.method,
+            };
+            let result = attempt.make(self.client, &mut payload, &mut record.bytes_in).await;
+            record.upstream = Some(started.elapsed());
+            let failed = match result {
+                Ok((upstream, head, sent)) => {
+                    let body = Body::new(head.framing);
+                    return Ok(Served::By(Box::new(Answered { head, body, upstream, place, sent })));
+                }
+                Err(failed) => failed,
+            };
+            let unsent = failed.refused || failed.failure == Failure::ResetUnsent;
+            if !unsent || payload.is_spent() || Instant::now() >= patience {
+                return Err(failed.failure);
+            }
+            record.retried += 1;
+            self.client.unless_gone(Box::pin(sleep(PAUSE))).await?;
+        }
+    }
+
     /// What is to be done with the request.
     fn decide<'m>(&self, active: &'m Active) -> Result<Decided<'m>, Failure> {
         let (method, target) = (self.head.method.as_str(), self.head.target());
@@ -270,6 +324,7 @@ impl Exchange<'_> {
                 self.state.metrics.closed(kind.name());
                 Err(Failure::Closed)
             }
+            Decision::NotFound if active.companion(target).is_some() => Ok(Decided::Beside),
             Decision::NotFound => Err(Failure::NotFound),
         }
     }
@@ -317,11 +372,18 @@ impl Exchange<'_> {
     }
 
     /// What an instance is sent first: the head, and a small body with it.
-    fn request(&self, settings: &Settings, framing: Framing, payload: &Payload, request_id: &str) -> Bytes {
+    fn request(
+        &self,
+        target: &str,
+        settings: &Settings,
+        framing: Framing,
+        payload: &Payload,
+        request_id: &str,
+    ) -> Bytes {
         let body = payload.with_head();
         let mut out = Vec::with_capacity(self.head.length() + 256 + body.len());
         let length = headers::length_to_tell(framing, payload.length());
-        headers::write_request(&self.head, self.from(settings, request_id), length, &mut out);
+        headers::write_request(&self.head, target, self.from(settings, request_id), length, &mut out);
         out.extend_from_slice(body);
         out.into()
     }
@@ -408,6 +470,8 @@ impl Exchange<'_> {
 enum Decided<'m> {
     Forward(Forward<'m>),
     Here(Response<Bytes>),
+    /// To a service beside Synapse.
+    Beside,
 }
 
 /// What bounds the reading of a request body of this class.

@@ -1,5 +1,6 @@
 //! What the router routes by: an immutable value, replaced whole.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -20,6 +21,8 @@ pub struct Snapshot {
     pub(crate) matcher: Matcher,
     pub(crate) settings: Settings,
     pub(crate) members: Vec<Member>,
+    /// The services beside Synapse: the path, the name and the address of each.
+    pub(crate) companions: Vec<(String, String, Address)>,
     pub(crate) well_known_client: Bytes,
     pub(crate) well_known_server: Option<Bytes>,
     pub(crate) tls: Option<Tls>,
@@ -85,6 +88,11 @@ impl Snapshot {
             matcher: Matcher::compile(table, topology, &options)?,
             settings,
             members: topology.instances().iter().filter_map(Member::new).collect(),
+            companions: topology
+                .companions()
+                .iter()
+                .filter_map(|c| Some((c.path.clone()?, c.kind.name().to_owned(), c.address.clone()?)))
+                .collect(),
             well_known_client: documents.client.to_string().into(),
             well_known_server: documents.server.map(|document| document.to_string().into()),
             tls: None,
@@ -122,6 +130,8 @@ pub(crate) struct Active {
     /// The pools, with the number of their processes.
     pub pools: Vec<(String, usize)>,
     by_role: Vec<Vec<Arc<Instance>>>,
+    /// The services beside Synapse by their paths.
+    companions: Vec<(String, Arc<Instance>)>,
     /// Those of earlier snapshots that still have requests to end.
     leaving: Vec<Arc<Instance>>,
 }
@@ -133,7 +143,9 @@ impl Active {
         let known: HashMap<&str, &Arc<Instance>> = before
             .into_iter()
             .flat_map(|active| &active.instances)
-            .map(|(instance, _)| (&*instance.name, instance))
+            .map(|(instance, _)| instance)
+            .chain(before.into_iter().flat_map(|active| &active.companions).map(|(_, instance)| instance))
+            .map(|instance| (&*instance.name, instance))
             .collect();
         let take = |name: &str, address: &Address| {
             let same = known.get(name).filter(|instance| instance.address == *address);
@@ -181,7 +193,12 @@ impl Active {
                     .collect()
             })
             .collect();
-        Self { snapshot, instances, pools, by_role, leaving }
+        let companions = snapshot
+            .companions
+            .iter()
+            .map(|(path, name, address)| (path.clone(), take(name, address)))
+            .collect();
+        Self { snapshot, instances, pools, by_role, companions, leaving }
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -199,6 +216,19 @@ impl Active {
             let balance = route.class.balance(*role);
             self.pool(*role).len() > 1
                 && matches!(balance, Balance::HashRoom | Balance::HashUser | Balance::HashOrigin)
+        })
+    }
+
+    /// The service beside Synapse that a target belongs to, and what the service knows the target as.
+    pub(crate) fn companion<'t>(&self, target: &'t str) -> Option<(&Arc<Instance>, Cow<'t, str>)> {
+        self.companions.iter().find_map(|(path, instance)| {
+            let rest = target.strip_prefix(path.as_str())?;
+            let rest = match rest.as_bytes().first() {
+                Some(b'/') => Cow::Borrowed(rest),
+                Some(b'?') | None => Cow::Owned(format!("/{rest}")),
+                Some(_) => return None,
+            };
+            Some((instance, rest))
         })
     }
 

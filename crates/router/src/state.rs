@@ -147,11 +147,12 @@ pub(crate) struct Place {
     instance: Arc<Instance>,
     state: Shared,
     class: usize,
-    role: Role,
+    /// None at a service beside Synapse, for which nobody waits in a queue.
+    role: Option<Role>,
 }
 
 impl Place {
-    pub(crate) fn new(lease: Lease, state: Shared, class: usize, role: Role) -> Self {
+    pub(crate) fn new(lease: Lease, state: Shared, class: usize, role: Option<Role>) -> Self {
         Self { instance: lease.instance().clone(), lease: Some(lease), state, class, role }
     }
 
@@ -163,7 +164,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         drop(self.lease.take());
-        let queue = self.state.queue(self.class, self.role);
+        let Some(role) = self.role else { return };
+        let queue = self.state.queue(self.class, role);
         if queue.length() > 0 {
             queue.freed.notify_one();
         }

@@ -49,6 +49,7 @@ pub enum ClassId {
     FederationMembership,
     FederationRead,
     Mas,
+    Companion,
 }
 
 impl ClassId {
@@ -141,7 +142,7 @@ const fn class(
 }
 
 /// Every class, in the order of [`ClassId`].
-pub static CLASSES: [Class; 36] = [
+pub static CLASSES: [Class; 37] = [
     class(
         ClassId::Unknown,
         "unknown",
@@ -427,6 +428,15 @@ pub static CLASSES: [Class; 36] = [
         250,
         "any worker can answer Matrix Authentication Service",
     ),
+    class(
+        ClassId::Companion,
+        "companion",
+        Role::Main,
+        Key::None,
+        60,
+        250,
+        "a service beside Synapse answers, under the path that the stack gives it",
+    ),
 ];
 
 /// One line of policy: endpoints to a class.
@@ -656,7 +666,10 @@ pub fn classes_table_markdown() -> String {
         "| class | roles, best first | key | timeout | cap | because |\n|---|---|---|---|---|---|\n",
     );
     for class in &CLASSES {
-        let roles: Vec<_> = class.roles().map(|role| format!("`{role}`")).collect();
+        let mut roles: Vec<_> = class.roles().map(|role| format!("`{role}`")).collect();
+        if class.id == ClassId::Companion {
+            roles = vec!["–".to_owned()];
+        }
         let _ = writeln!(
             out,
             "| `{}` | {} | {} | {} s | {} | {} |",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Layout, Topology};
+use model::{Layout, PlannedCompanion, Topology};
 use tokio::time::sleep;
 
 use crate::install::{InstallOptions, Packages};
@@ -13,7 +13,7 @@ use crate::launch::{self, Launcher, Spec};
 use crate::postgres::Cluster;
 use crate::progress::{Event, Progress};
 use crate::state::{self, Lock};
-use crate::units::{Programs, find_programs, postgres_settings, synapse_alone};
+use crate::units::{Programs, companion_alone, find_programs, postgres_settings, synapse_alone};
 use crate::up::UpError;
 use crate::valkey::Valkey;
 
@@ -58,7 +58,10 @@ pub async fn run(
     let spec = match (name, &programs.packages) {
         ("postgres", Some(packages)) => alone.postgres(packages)?,
         ("valkey", Some(packages)) => alone.valkey(packages)?,
-        _ => alone.synapse(name, &programs).await?,
+        _ => match topology.companion(name) {
+            Some(companion) => alone.companion(companion)?,
+            None => alone.synapse(name, &programs).await?,
+        },
     };
     Err(launch::become_program(&spec).into())
 }
@@ -74,7 +77,7 @@ impl Alone<'_> {
         let brought =
             [("postgres", stack.database.external.is_none()), ("valkey", stack.redis.external.is_none())];
         let brought = brought.into_iter().filter_map(|(name, is_ours)| is_ours.then_some(name));
-        brought.chain(self.topology.instances().iter().map(|i| i.name.as_str())).map(str::to_owned).collect()
+        brought.chain(self.topology.names()).map(str::to_owned).collect()
     }
 
     fn cluster(&self, packages: &Packages) -> Result<Cluster, UpError> {
@@ -93,6 +96,13 @@ impl Alone<'_> {
         let valkey = Valkey::new(packages, self.layout, user, Launcher::this_program());
         valkey.prepare()?;
         Ok(valkey.spec())
+    }
+
+    fn companion(&self, companion: &PlannedCompanion) -> Result<Spec, UpError> {
+        for file in render::companions(self.topology) {
+            state::write_private(&self.layout.config().join(&file.path), file.contents.as_bytes())?;
+        }
+        Ok(companion_alone(companion, self.layout))
     }
 
     async fn synapse(&self, name: &str, programs: &Programs) -> Result<Spec, UpError> {

@@ -41,11 +41,11 @@ pub(crate) fn changes(running: &[(String, Arc<Topology>)], new: &Topology) -> Ve
         let change = comparison.and_then(|(_, c)| c.changes.iter().find(|change| change.instance == *name));
         changes.extend(change.cloned());
     }
-    for instance in new.instances().iter().filter(|i| running.iter().all(|(name, _)| *name != i.name)) {
+    for new in new.names().filter(|new| running.iter().all(|(name, _)| name != new)) {
         let started = compared.iter().flat_map(|(_, comparison)| &comparison.changes);
-        let change = started.into_iter().find(|change| change.instance == instance.name);
+        let change = started.into_iter().find(|change| change.instance == new);
         let because = change.map(|change| change.because.clone()).unwrap_or_default();
-        changes.push(InstanceChange { instance: instance.name.clone(), action: Action::Start, because });
+        changes.push(InstanceChange { instance: new.to_owned(), action: Action::Start, because });
     }
     changes
 }
@@ -77,15 +77,13 @@ pub(crate) fn steps(changes: &[InstanceChange], new: &Topology) -> Vec<Step> {
     };
     steps.retain(|step| !matches!(step, Step::Stop(names) | Step::Start(names) if names.is_empty()));
     // Main last: what it would stumble over is better found out by one that others can stand in for.
-    let rolls = with(&[Action::Roll]);
-    let (main, workers): (Vec<_>, Vec<_>) =
-        rolls.iter().filter_map(|name| new.instance(name)).partition(|instance| instance.is_main());
-    steps.extend(
-        workers
-            .into_iter()
-            .chain(main)
-            .map(|instance| Step::Roll { name: instance.name.clone(), paused: instance.replication }),
-    );
+    let (main, others): (Vec<_>, Vec<_>) = with(&[Action::Roll])
+        .into_iter()
+        .partition(|name| new.instance(name).is_some_and(model::Instance::is_main));
+    steps.extend(others.into_iter().chain(main).map(|name| {
+        let paused = new.instance(&name).is_some_and(|instance| instance.replication);
+        Step::Roll { name, paused }
+    }));
     steps
 }
 

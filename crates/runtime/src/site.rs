@@ -138,7 +138,7 @@ pub(crate) fn start_router(topology: &Topology, layout: &Layout, table: &Table) 
 
 /// Writes every process's configuration.
 pub(crate) fn write_configuration(topology: &Topology, layout: &Layout) -> Result<(), UpError> {
-    for file in render::synapse(topology, layout) {
+    for file in render::synapse(topology, layout).into_iter().chain(render::companions(topology)) {
         state::write_private(&layout.config().join(&file.path), file.contents.as_bytes())?;
     }
     state::write_private(&units::fork_server_program(layout), forks::PROGRAM.as_bytes())?;
@@ -147,7 +147,8 @@ pub(crate) fn write_configuration(topology: &Topology, layout: &Layout) -> Resul
 
 /// Removes the configuration of processes that are no more.
 pub(crate) fn tidy_configuration(topology: &Topology, layout: &Layout) {
-    let files: BTreeSet<_> = render::synapse(topology, layout).into_iter().map(|file| file.path).collect();
+    let files = render::synapse(topology, layout).into_iter().chain(render::companions(topology));
+    let files: BTreeSet<_> = files.map(|file| file.path).collect();
     for entry in std::fs::read_dir(layout.config()).into_iter().flatten().flatten() {
         let path = entry.path();
         let ours = path.extension().is_some_and(|extension| extension == "yaml");
@@ -180,11 +181,11 @@ impl Site {
 
     /// These processes of a topology.
     pub(crate) fn units(&self, topology: &Topology, names: &[String]) -> Vec<(About, Kind)> {
-        names
-            .iter()
-            .filter_map(|name| topology.instance(name))
-            .map(|instance| units::synapse(instance, &self.programs, &self.layout))
-            .collect()
+        let unit = |name: &String| match topology.instance(name) {
+            Some(instance) => Some(units::synapse(instance, &self.programs, &self.layout)),
+            None => topology.companion(name).map(|companion| units::companion(companion, &self.layout)),
+        };
+        names.iter().filter_map(unit).collect()
     }
 
     /// The result of `work`, unless it takes longer than `limit`.
@@ -304,7 +305,7 @@ impl Site {
         self.tell(&changes);
         let new = Arc::new(new);
         let carried_out = self.carry_out(&changes, &new, snapshot, missing).await;
-        self.supervisor.shared.board().arrange(new.instances().iter().map(|i| i.name.as_str()));
+        self.supervisor.shared.board().arrange(new.names());
         if let Err(error) = carried_out {
             // Main may have failed before it let them; who can start shall.
             self.supervisor.let_workers_start();
@@ -348,7 +349,7 @@ impl Site {
                 Step::Stop(names) => {
                     let patience = if pause.is_some() { Duration::ZERO } else { SETTLE };
                     supervisor.remove(&names, patience).await;
-                    for name in names.iter().filter(|name| new.instance(name).is_none()) {
+                    for name in names.iter().filter(|name| new.names().all(|kept| kept != name.as_str())) {
                         supervisor.shared.board().forget(name);
                     }
                 }

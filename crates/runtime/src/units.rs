@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Address, Instance, Layout, Stack, Topology};
+use model::{Address, Instance, Layout, PlannedCompanion, Stack, Topology};
 use nix::sys::signal::Signal;
 
 use crate::install::{self, InstallOptions, Packages};
@@ -158,6 +158,28 @@ pub(crate) fn synapse(instance: &Instance, programs: &Programs, layout: &Layout)
         stop: Signal::SIGTERM as i32,
     };
     (about, Kind::Synapse { instance: Box::new(instance.clone()), args, alone: Box::new(alone) })
+}
+
+/// What a companion is started with.
+pub(crate) fn companion_alone(companion: &PlannedCompanion, layout: &Layout) -> Spec {
+    let name = companion.kind.name();
+    let file = layout.config().join(render::companion_file(companion.kind));
+    // This very program, even if its file was replaced or removed since it was started.
+    Spec::new("/proc/self/exe")
+        .args(["serve", name, "--config"])
+        .arg(file)
+        .directory(layout.data_dir())
+        .umask(0o077)
+        .death_signal(Signal::SIGTERM)
+}
+
+/// One of the services beside Synapse.
+pub(crate) fn companion(companion: &PlannedCompanion, layout: &Layout) -> (About, Kind) {
+    let name = companion.kind.name();
+    let about = about(name, &[&format!("serve {name}")], Signal::SIGTERM);
+    let address = Some(companion.address.as_ref().unwrap_or(&companion.private).to_string());
+    let spec = Box::new(companion_alone(companion, layout));
+    (About { address, ..about }, Kind::Companion { companion: Box::new(companion.clone()), spec })
 }
 
 /// Python with Synapse, free of what the user's environment says to Python and Synapse.

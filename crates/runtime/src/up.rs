@@ -520,7 +520,7 @@ async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) ->
         turn: tokio::sync::Mutex::default(),
         programs,
     };
-    let names: Vec<String> = topology.instances().iter().map(|instance| instance.name.clone()).collect();
+    let names: Vec<String> = topology.names().map(str::to_owned).collect();
     units.extend(site.units(topology, &names));
     control.teller.tell(Event::Planned { processes: units.len() });
     let registering =

@@ -7,6 +7,7 @@ extern crate matrix_stack_router as router;
 const TRANSPORT: router::Transport = router::Transport::Epoll;
 
 mod balance;
+mod beside;
 mod encrypted;
 mod front;
 mod lab;

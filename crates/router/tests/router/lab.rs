@@ -119,7 +119,9 @@ impl Lab {
     }
 
     fn socket(&self, name: &str) -> PathBuf {
-        match self.topology.instance(name).unwrap().client.clone().unwrap() {
+        let instance = self.topology.instance(name).map(|instance| &instance.client);
+        let companion = || self.topology.companion(name).map(|companion| &companion.address);
+        match instance.or_else(companion).unwrap().clone().unwrap() {
             Address::Unix { path } => path,
             Address::Tcp { .. } => unreachable!("the stack uses unix sockets"),
         }

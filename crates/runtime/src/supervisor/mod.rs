@@ -134,7 +134,7 @@ impl Gates {
         match kind {
             Kind::Postgres { .. } => drop(self.database.send_replace(true)),
             Kind::Valkey(_) => drop(self.cache.send_replace(true)),
-            Kind::ForkServer { .. } | Kind::Synapse { .. } => {}
+            Kind::ForkServer { .. } | Kind::Synapse { .. } | Kind::Companion { .. } => {}
         }
     }
 
@@ -150,7 +150,7 @@ impl Gates {
                 }
                 was_ready
             })),
-            Kind::Synapse { .. } => {}
+            Kind::Synapse { .. } | Kind::Companion { .. } => {}
         }
     }
 }
@@ -265,6 +265,7 @@ struct Handle {
 /// The order of stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
+    Companion,
     Worker,
     Main,
     ForkServer,
@@ -273,7 +274,8 @@ enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 5] = [Self::Worker, Self::Main, Self::ForkServer, Self::Cache, Self::Database];
+    const ALL: [Self; 6] =
+        [Self::Companion, Self::Worker, Self::Main, Self::ForkServer, Self::Cache, Self::Database];
 
     fn of(kind: &Kind) -> Self {
         match kind {
@@ -282,6 +284,7 @@ impl Stage {
             Kind::ForkServer { .. } => Self::ForkServer,
             Kind::Synapse { instance, .. } if instance.is_main() => Self::Main,
             Kind::Synapse { .. } => Self::Worker,
+            Kind::Companion { .. } => Self::Companion,
         }
     }
 }
@@ -371,7 +374,7 @@ impl Supervisor {
         self.wait(|board| board.get(name).is_some_and(|entry| entry.state == State::Healthy)).await;
     }
 
-    /// Synapse's processes, each with the topology that it was started with.
+    /// Synapse's processes and the companions, each with the topology that it was started with.
     pub(crate) fn running(&self) -> Vec<(String, Arc<Topology>)> {
         let board = self.shared.board();
         let synapse =

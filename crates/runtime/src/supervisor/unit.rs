@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::Instance;
+use model::{Instance, PlannedCompanion};
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -46,6 +46,11 @@ const HURRY: Duration = Duration::from_secs(2);
 
 const STOP_SYNAPSE: &[(Signal, Duration)] =
     &[(Signal::SIGTERM, Duration::from_secs(10)), (Signal::SIGKILL, Duration::from_secs(5))];
+/// Longer than it lets requests finish.
+const STOP_COMPANION: &[(Signal, Duration)] = &[
+    (Signal::SIGTERM, service::DRAIN.saturating_add(Duration::from_secs(2))),
+    (Signal::SIGKILL, Duration::from_secs(5)),
+];
 /// Longer than the time that it gives its own children.
 const STOP_FORK_SERVER: &[(Signal, Duration)] =
     &[(Signal::SIGTERM, Duration::from_secs(15)), (Signal::SIGKILL, Duration::from_secs(5))];
@@ -56,6 +61,7 @@ pub(crate) enum Kind {
     Valkey(Arc<Valkey>),
     ForkServer { spec: Box<Spec> },
     Synapse { instance: Box<Instance>, args: Vec<String>, alone: Box<Spec> },
+    Companion { companion: Box<PlannedCompanion>, spec: Box<Spec> },
 }
 
 /// An order to a unit.
@@ -240,6 +246,7 @@ impl Unit {
                 child.hello = Some(ForkServer::new(stdin, stdout));
                 Ok(child)
             }
+            Kind::Companion { spec, .. } => self.spawn(spec).await,
             Kind::Synapse { instance, args, alone } => {
                 self.remove_sockets();
                 let forks = self.shared.gates.forks.borrow().clone();
@@ -273,9 +280,7 @@ impl Unit {
     async fn start(&mut self, child: &mut Child, waiting: &mut Waiting) -> Next {
         let limit = match &self.kind {
             Kind::Synapse { instance, .. } if instance.is_main() => MAIN_START_LIMIT,
-            Kind::Synapse { .. } | Kind::ForkServer { .. } | Kind::Valkey(_) | Kind::Postgres { .. } => {
-                START_LIMIT
-            }
+            _ => START_LIMIT,
         };
         let hello = child.hello.take();
         let ready = become_healthy(&self.kind, &self.shared, hello);
@@ -356,6 +361,7 @@ impl Unit {
             Kind::Valkey(_) => valkey::STOP,
             Kind::ForkServer { .. } => STOP_FORK_SERVER,
             Kind::Synapse { .. } => STOP_SYNAPSE,
+            Kind::Companion { .. } => STOP_COMPANION,
         };
         let mut hurry = self.shared.hurry.subscribe();
         for (signal, patience) in stops {
@@ -462,7 +468,7 @@ impl Unit {
         match &self.kind {
             Kind::Postgres { cluster, .. } => cluster.explain(&text).map(|error| error.to_string()),
             Kind::Valkey(valkey) => valkey.explain(&text).map(|error| error.to_string()),
-            Kind::ForkServer { .. } | Kind::Synapse { .. } => None,
+            Kind::ForkServer { .. } | Kind::Synapse { .. } | Kind::Companion { .. } => None,
         }
     }
 
@@ -488,6 +494,7 @@ impl Kind {
             // Its only work is to fork, and a fork that it does not do is noticed.
             Self::ForkServer { .. } => Ok(()),
             Self::Synapse { instance, .. } => probe::health(&instance.private, PROBE_LIMIT).await,
+            Self::Companion { companion, .. } => probe::health(&companion.private, PROBE_LIMIT).await,
         }
     }
 }
@@ -535,7 +542,7 @@ async fn become_healthy(
             }
             Next::Healthy
         }
-        Kind::Valkey(_) => {
+        Kind::Valkey(_) | Kind::Companion { .. } => {
             answer(|| kind.probe()).await;
             Next::Healthy
         }

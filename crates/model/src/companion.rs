@@ -1,0 +1,267 @@
+//! Companion services: what runs beside Synapse, and belongs to a complete deployment.
+
+use std::fmt;
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Address, Network, Problem, Stack};
+
+/// The companion services of a stack on one machine. On Kubernetes each has a chart of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Companions {
+    /// Tokens for calls, as Element Call asks for them (`matrix-stack serve livekit-jwt`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub livekit_jwt: Option<Companion>,
+    /// Messages from Alertmanager (`matrix-stack serve alertmanager`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alertmanager: Option<Companion>,
+    /// Messages from Sentry (`matrix-stack serve sentry-webhook`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentry_webhook: Option<Companion>,
+    /// Messages from senders that know Slack, GitHub, GitLab, Grafana and others (`matrix-stack serve webhook`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Companion>,
+    /// A proxy in front of LDAP servers (`matrix-stack serve ldap`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ldap: Option<Companion>,
+}
+
+/// A companion service that runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Companion {
+    /// Under which path the router passes requests on to it, without that path. Default: `/livekit/jwt`, `/alertmanager`,
+    /// `/sentry`, `/webhook`. LDAP goes through no router.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(/[A-Za-z0-9_.~-]+)+$"), example = &"/livekit/jwt")]
+    pub path: Option<String>,
+    /// The service's own settings, as in a file for `matrix-stack serve`. Where it listens is settled by the stack, but for LDAP.
+    pub settings: Map<String, Value>,
+}
+
+/// Which companion service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields of `Companions` say what each is")]
+pub enum CompanionKind {
+    LivekitJwt,
+    Alertmanager,
+    SentryWebhook,
+    Webhook,
+    Ldap,
+}
+
+impl CompanionKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::LivekitJwt, Self::Alertmanager, Self::SentryWebhook, Self::Webhook, Self::Ldap];
+
+    /// What it is called among processes and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LivekitJwt => "livekit-jwt",
+            Self::Alertmanager => "alertmanager",
+            Self::SentryWebhook => "sentry-webhook",
+            Self::Webhook => "webhook",
+            Self::Ldap => "ldap",
+        }
+    }
+
+    /// Its field in `companions`.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::LivekitJwt => "livekit_jwt",
+            Self::SentryWebhook => "sentry_webhook",
+            other => other.name(),
+        }
+    }
+
+    /// The path that the router passes on to it unless the stack says otherwise; none for what speaks no HTTP.
+    pub fn default_path(self) -> Option<&'static str> {
+        match self {
+            Self::LivekitJwt => Some("/livekit/jwt"),
+            Self::Alertmanager => Some("/alertmanager"),
+            Self::SentryWebhook => Some("/sentry"),
+            Self::Webhook => Some("/webhook"),
+            Self::Ldap => None,
+        }
+    }
+}
+
+impl fmt::Display for CompanionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Companions {
+    /// The one of this kind, if the stack has it.
+    pub fn get(&self, kind: CompanionKind) -> Option<&Companion> {
+        match kind {
+            CompanionKind::LivekitJwt => self.livekit_jwt.as_ref(),
+            CompanionKind::Alertmanager => self.alertmanager.as_ref(),
+            CompanionKind::SentryWebhook => self.sentry_webhook.as_ref(),
+            CompanionKind::Webhook => self.webhook.as_ref(),
+            CompanionKind::Ldap => self.ldap.as_ref(),
+        }
+    }
+
+    /// Those that the stack has.
+    pub fn iter(&self) -> impl Iterator<Item = (CompanionKind, &Companion)> {
+        CompanionKind::ALL.into_iter().filter_map(|kind| Some((kind, self.get(kind)?)))
+    }
+}
+
+/// A companion service as the plan has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedCompanion {
+    /// Which.
+    pub kind: CompanionKind,
+    /// The path that the router passes on to it.
+    pub path: Option<String>,
+    /// Where it takes the router's requests; none for what speaks no HTTP, and listens where its settings say.
+    pub address: Option<Address>,
+    /// Where it says how it is: `/health`, `/ready` and `/metrics`.
+    pub private: Address,
+    /// Its settings, without where it listens.
+    #[serde(skip)]
+    pub settings: Map<String, Value>,
+}
+
+/// Fields of the settings that the plan settles.
+const SETTLED: [&str; 2] = ["listen", "metrics"];
+
+/// Plans the companions of a stack, with their sockets in this directory.
+pub(crate) fn plan(stack: &Stack, socket_dir: &Path, problems: &mut Vec<Problem>) -> Vec<PlannedCompanion> {
+    let mut planned: Vec<PlannedCompanion> = Vec::new();
+    for (kind, companion) in stack.companions.iter() {
+        let field = format!("companions.{}", kind.field());
+        if matches!(stack.network, Network::Hosts(_)) {
+            problems.push(Problem::CompanionElsewhere { kind });
+        }
+        let path = match (&companion.path, kind.default_path()) {
+            (Some(_), None) => {
+                problems.push(Problem::CompanionPath { field: format!("{field}.path"), path: None });
+                None
+            }
+            (path, default) => path.clone().or_else(|| default.map(str::to_owned)),
+        };
+        if let Some(path) = &path
+            && (taken(path)
+                || planned
+                    .iter()
+                    .any(|other| other.path.as_deref().is_some_and(|o| within(o, path) || within(path, o))))
+        {
+            problems
+                .push(Problem::CompanionPath { field: format!("{field}.path"), path: Some(path.clone()) });
+        }
+        for settled in SETTLED {
+            let own = kind.default_path().is_none() && settled == "listen";
+            if companion.settings.contains_key(settled) && !own {
+                problems.push(Problem::CompanionSettled { field: format!("{field}.settings.{settled}") });
+            }
+        }
+        let socket = |suffix: &str| Address::Unix { path: socket_dir.join(format!("{kind}{suffix}.sock")) };
+        planned.push(PlannedCompanion {
+            kind,
+            address: path.is_some().then(|| socket("")),
+            path,
+            private: socket(".private"),
+            settings: companion.settings.clone(),
+        });
+    }
+    planned
+}
+
+/// Whether one path is the other, or below it.
+fn within(inner: &str, outer: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a path belongs to Synapse, or to the router, or cannot be told from another.
+fn taken(path: &str) -> bool {
+    let segments = || path.split('/').skip(1);
+    ["/_matrix", "/_synapse", "/.well-known"].iter().any(|own| within(path, own))
+        || segments().any(|segment| matches!(segment, "" | "." | ".."))
+        || !path.starts_with('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Action, Preset, Topology, compare};
+
+    fn plan(companions: &str) -> Result<Topology, Vec<String>> {
+        let mut stack = Stack::new("example.org".to_owned().try_into().unwrap());
+        stack.companions = serde_json::from_str(companions).unwrap();
+        crate::plan(&stack, Path::new("/run/x"), Preset::Small).map_err(|problems| {
+            problems.0.iter().map(|problem| format!("{}: {problem}", problem.field())).collect()
+        })
+    }
+
+    #[test]
+    fn companions_have_sockets_and_paths_of_their_own() {
+        let topology = plan(
+            r#"{"livekit_jwt": {}, "webhook": {"path": "/hooks/in"}, "ldap": {"settings": {"listen": "x"}}}"#,
+        );
+        let topology = topology.unwrap();
+        let found: Vec<_> = topology
+            .companions()
+            .iter()
+            .map(|companion| {
+                (
+                    companion.kind.name(),
+                    companion.path.as_deref(),
+                    companion.address.as_ref().map(Address::to_string),
+                )
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("livekit-jwt", Some("/livekit/jwt"), Some("unix:/run/x/livekit-jwt.sock".to_owned())),
+                ("webhook", Some("/hooks/in"), Some("unix:/run/x/webhook.sock".to_owned())),
+                ("ldap", None, None),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_refused() {
+        let refused = plan(
+            r#"{"livekit_jwt": {"path": "/_matrix/rtc"}, "webhook": {"path": "/a", "settings": {"listen": "x"}},
+                "sentry_webhook": {"path": "/a/b"}, "ldap": {"path": "/ldap"}}"#,
+        );
+        let fields: Vec<_> =
+            refused.unwrap_err().iter().map(|text| text.split(": ").next().unwrap().to_owned()).collect();
+        assert_eq!(
+            fields,
+            [
+                "companions.livekit_jwt.path",
+                "companions.webhook.path",
+                "companions.webhook.settings.listen",
+                "companions.ldap.path"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_change_restarts_the_one_alone() {
+        let old = plan(r#"{"livekit_jwt": {}, "webhook": {}}"#).unwrap();
+        let new = plan(r#"{"livekit_jwt": {"settings": {"a": 1}}, "ldap": {}, "webhook": {"path": "/w"}}"#)
+            .unwrap();
+        let comparison = compare(&old, &new);
+        let changed: Vec<_> = comparison
+            .changes
+            .iter()
+            .filter(|change| change.action != Action::Keep)
+            .map(|change| (change.instance.as_str(), change.action))
+            .collect();
+        assert_eq!(changed, [("livekit-jwt", Action::Roll), ("ldap", Action::Start)]);
+        assert!(comparison.router);
+    }
+}
