@@ -11,10 +11,10 @@ use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Problem, Value};
 
-/// Checks the tree. The second half of the answer is the tree as JSON, without what is wrong with it.
-pub(crate) fn check(schema: &Json, root: &Node, source: &str) -> (Vec<Problem>, Option<Json>) {
+/// Checks a tree, which stands at this path. The second half of the answer is the tree as JSON, without what is wrong with it.
+pub(crate) fn check(schema: &Json, root: &Node, source: &str, path: &str) -> (Vec<Problem>, Option<Json>) {
     let mut checker = Checker { root: schema, source, problems: Vec::new() };
-    let at = At { path: String::new(), key: None, required: true };
+    let at = At { path: path.to_owned(), key: None, required: true };
     let json = checker.check(schema, root, &at);
     (checker.problems, json)
 }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Preset, Secrets, ServerName, Stack, Topology};
+use model::{CompanionKind, Preset, Secrets, ServerName, Stack, Topology};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -106,12 +106,12 @@ pub fn parse(name: &str, text: &str) -> Result<Loaded, Report> {
     };
 
     let schema = schema();
-    let (wrong, json) = check::check(&schema, &root, text);
+    let (wrong, json) = check::check(&schema, &root, text, "");
     problems.extend(wrong);
     let file = YamlFile { source, root };
     let json = json.unwrap_or(Json::Null);
     if problems.is_empty() {
-        match typed(json, &file) {
+        match typed(json, &file, "") {
             Ok(mut stack) => {
                 problems = check_paths(&mut stack, &file);
                 if problems.is_empty() {
@@ -145,11 +145,11 @@ pub fn document<T: DeserializeOwned + JsonSchema>(name: &str, text: &str) -> Res
         return Err(Report::of_file(name, format!("`{name}` is empty"), "write what belongs there"));
     };
     let schema = schemars::schema_for!(T).to_value();
-    let (wrong, json) = check::check(&schema, &root, text);
+    let (wrong, json) = check::check(&schema, &root, text, "");
     problems.extend(wrong);
     let file = YamlFile { source, root };
     if problems.is_empty() {
-        match typed(json.unwrap_or(Json::Null), &file) {
+        match typed(json.unwrap_or(Json::Null), &file, "") {
             Ok(value) => return Ok(value),
             Err(problem) => problems.push(problem),
         }
@@ -157,12 +157,15 @@ pub fn document<T: DeserializeOwned + JsonSchema>(name: &str, text: &str) -> Res
     Err(report(&file.source, problems))
 }
 
-/// The typed stack. After the schema's check this succeeds; should the types know a rule that the schema does not,
-/// it is reported at the field.
-fn typed<T: DeserializeOwned>(json: Json, file: &YamlFile) -> Result<T, tree::Problem> {
+/// What stands at a path, typed. After the schema's check this succeeds; should the types know a rule that the schema does
+/// not, it is reported at the field.
+fn typed<T: DeserializeOwned>(json: Json, file: &YamlFile, at: &str) -> Result<T, tree::Problem> {
     serde_path_to_error::deserialize(json).map_err(|error| {
-        let path = error.path().to_string();
-        let path = if path == "." { String::new() } else { path };
+        let path = match (at, error.path().to_string()) {
+            (at, path) if path == "." => at.to_owned(),
+            ("", path) => path,
+            (at, path) => format!("{at}.{path}"),
+        };
         tree::Problem {
             span: file.locate(&path, false),
             path,
@@ -185,7 +188,7 @@ fn related(a: &str, b: &str) -> bool {
 fn salvage(mut json: Json, file: &YamlFile) -> Option<Stack> {
     let object = json.as_object_mut()?;
     object.entry("server_name").or_insert_with(|| "localhost".into());
-    typed(json, file).ok()
+    typed(json, file, "").ok()
 }
 
 /// What the planner would refuse, whatever the machine: a stack that names no preset has a problem only if it has
@@ -316,6 +319,14 @@ impl YamlFile {
         span
     }
 
+    /// What stands below these keys.
+    fn node(&self, keys: &[&str]) -> Option<&Node> {
+        keys.iter().try_fold(&self.root, |node, key| {
+            let Value::Map(entries) = &node.value else { return None };
+            entries.iter().find(|(known, _)| known.text == *key).map(|(_, node)| node)
+        })
+    }
+
     /// A problem of the planner's, at its place.
     fn blame(&self, problem: &model::Problem) -> tree::Problem {
         use model::Problem::{BadGroupName, NoRoles, OwnedOption, ReservedName};
@@ -351,6 +362,36 @@ impl Loaded {
         self.file.as_ref().map(|file| file.source.name.as_str())
     }
 
+    /// The settings of a companion service, in the service's own type; none where the stack does not have it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn companion<T: DeserializeOwned + JsonSchema>(
+        &self,
+        kind: CompanionKind,
+    ) -> Result<Option<T>, Report> {
+        let Some(settings) = self.stack.companions.settings(kind) else { return Ok(None) };
+        let path = format!("companions.{}.settings", kind.field());
+        let settings = Json::Object(settings.clone());
+        let Some(file) = &self.file else {
+            return serde_json::from_value(settings).map(Some).map_err(|error| {
+                Report::of_file(&path, error.to_string(), "write what the service's settings allow there")
+            });
+        };
+        let schema = schemars::schema_for!(T).to_value();
+        let mut problems = match file.node(&["companions", kind.field(), "settings"]) {
+            Some(node) => check::check(&schema, node, &file.source.text, &path).0,
+            None => Vec::new(),
+        };
+        if problems.is_empty() {
+            match typed(settings, file, &path) {
+                Ok(typed) => return Ok(Some(typed)),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Err(report(&file.source, problems))
+    }
+
     /// Plans the stack; what the planner refuses is shown at its place in the file.
     ///
     /// # Errors
@@ -374,6 +415,36 @@ impl Loaded {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_companions_are_wrong_at_their_place() {
+        #[derive(Debug, serde::Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        struct Settings {
+            url: String,
+            #[serde(default)]
+            most: u8,
+        }
+        let read = |settings: &str| {
+            let text =
+                format!("server_name: example.org\ncompanions:\n  webhook:\n    settings:\n{settings}");
+            parse("stack.yaml", &text).unwrap().companion::<Settings>(CompanionKind::Webhook)
+        };
+        let good = read("      url: x\n      most: 3\n").unwrap().unwrap();
+        assert_eq!((good.url.as_str(), good.most), ("x", 3));
+        let wrong = read("      most: many\n      uri: x\n").unwrap_err();
+        let places: Vec<_> = wrong
+            .findings()
+            .iter()
+            .map(|finding| (finding.path.as_str(), finding.place.as_ref().map(|place| place.line)))
+            .collect();
+        assert!(places.contains(&("companions.webhook.settings.most", Some(5))), "{wrong}");
+        assert!(places.contains(&("companions.webhook.settings.uri", Some(6))), "{wrong}");
+        assert!(wrong.to_string().contains("url"), "{wrong}");
+        let none = parse("stack.yaml", "server_name: example.org\ncompanions: {webhook: {}}\n").unwrap();
+        assert!(none.companion::<Settings>(CompanionKind::Webhook).is_err());
+        assert!(none.companion::<Settings>(CompanionKind::Ldap).unwrap().is_none());
+    }
 
     #[test]
     fn a_stack_without_a_file_has_a_plan() {

@@ -13,33 +13,45 @@ use crate::{Address, Network, Problem, Stack};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Companions {
-    /// Tokens for calls, as Element Call asks for them (`matrix-stack serve livekit-jwt`).
+    /// Tokens for calls, as Element Call asks for them (`matrix-stack serve livekit-jwt`). Its path is `/livekit/jwt` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"path": "/livekit/jwt"}]))]
     pub livekit_jwt: Option<Companion>,
-    /// Messages from Alertmanager (`matrix-stack serve alertmanager`).
+    /// Messages from Alertmanager (`matrix-stack serve alertmanager`). Its path is `/alertmanager` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"path": "/alertmanager"}]))]
     pub alertmanager: Option<Companion>,
-    /// Messages from Sentry (`matrix-stack serve sentry-webhook`).
+    /// Messages from Sentry (`matrix-stack serve sentry-webhook`). Its path is `/sentry` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"path": "/sentry"}]))]
     pub sentry_webhook: Option<Companion>,
-    /// Messages from senders that know Slack, GitHub, GitLab, Grafana and others (`matrix-stack serve webhook`).
+    /// Messages from senders that know Slack, GitHub, GitLab, Grafana and others (`matrix-stack serve webhook`). Its path is
+    /// `/webhook` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"path": "/webhook"}]))]
     pub webhook: Option<Companion>,
     /// A proxy in front of LDAP servers (`matrix-stack serve ldap`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ldap: Option<Companion>,
+    pub ldap: Option<LdapCompanion>,
 }
 
-/// A companion service that runs.
+/// A companion service that is reached through the router.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Companion {
-    /// Under which path the router passes requests on to it, without that path. Default: `/livekit/jwt`, `/alertmanager`,
-    /// `/sentry`, `/webhook`. LDAP goes through no router.
+    /// The path under which the router passes requests on to it, without that path.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(/[A-Za-z0-9_.~-]+)+$"), example = &"/livekit/jwt")]
+    #[schemars(regex(pattern = r"^(/[A-Za-z0-9_.~-]+)+$"))]
     pub path: Option<String>,
-    /// The service's own settings, as in a file for `matrix-stack serve`. Where it listens is settled by the stack, but for LDAP.
+    /// The service's own settings, as in a file for `matrix-stack serve`, without where it listens.
+    pub settings: Map<String, Value>,
+}
+
+/// The LDAP proxy, which is reached where its settings say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LdapCompanion {
+    /// Its own settings, as in a file for `matrix-stack serve ldap`.
     pub settings: Map<String, Value>,
 }
 
@@ -99,20 +111,40 @@ impl fmt::Display for CompanionKind {
 }
 
 impl Companions {
-    /// The one of this kind, if the stack has it.
-    pub fn get(&self, kind: CompanionKind) -> Option<&Companion> {
+    /// The settings of a companion, if the stack has it.
+    pub fn settings(&self, kind: CompanionKind) -> Option<&Map<String, Value>> {
+        match kind {
+            CompanionKind::Ldap => self.ldap.as_ref().map(|ldap| &ldap.settings),
+            kind => self.behind_the_router(kind).map(|companion| &companion.settings),
+        }
+    }
+
+    /// The settings of a companion, to be changed.
+    pub fn settings_mut(&mut self, kind: CompanionKind) -> Option<&mut Map<String, Value>> {
+        let companion = match kind {
+            CompanionKind::Ldap => return self.ldap.as_mut().map(|ldap| &mut ldap.settings),
+            CompanionKind::LivekitJwt => &mut self.livekit_jwt,
+            CompanionKind::Alertmanager => &mut self.alertmanager,
+            CompanionKind::SentryWebhook => &mut self.sentry_webhook,
+            CompanionKind::Webhook => &mut self.webhook,
+        };
+        companion.as_mut().map(|companion| &mut companion.settings)
+    }
+
+    /// The path of a companion in the router, if the stack has it and it is reached so.
+    pub fn path(&self, kind: CompanionKind) -> Option<&str> {
+        let companion = self.behind_the_router(kind)?;
+        companion.path.as_deref().or_else(|| kind.default_path())
+    }
+
+    fn behind_the_router(&self, kind: CompanionKind) -> Option<&Companion> {
         match kind {
             CompanionKind::LivekitJwt => self.livekit_jwt.as_ref(),
             CompanionKind::Alertmanager => self.alertmanager.as_ref(),
             CompanionKind::SentryWebhook => self.sentry_webhook.as_ref(),
             CompanionKind::Webhook => self.webhook.as_ref(),
-            CompanionKind::Ldap => self.ldap.as_ref(),
+            CompanionKind::Ldap => None,
         }
-    }
-
-    /// Those that the stack has.
-    pub fn iter(&self) -> impl Iterator<Item = (CompanionKind, &Companion)> {
-        CompanionKind::ALL.into_iter().filter_map(|kind| Some((kind, self.get(kind)?)))
     }
 }
 
@@ -138,30 +170,22 @@ const SETTLED: [&str; 2] = ["listen", "metrics"];
 /// Plans the companions of a stack, with their sockets in this directory.
 pub(crate) fn plan(stack: &Stack, socket_dir: &Path, problems: &mut Vec<Problem>) -> Vec<PlannedCompanion> {
     let mut planned: Vec<PlannedCompanion> = Vec::new();
-    for (kind, companion) in stack.companions.iter() {
+    for kind in CompanionKind::ALL {
+        let Some(settings) = stack.companions.settings(kind) else { continue };
         let field = format!("companions.{}", kind.field());
         if matches!(stack.network, Network::Hosts(_)) {
             problems.push(Problem::CompanionElsewhere { kind });
         }
-        let path = match (&companion.path, kind.default_path()) {
-            (Some(_), None) => {
-                problems.push(Problem::CompanionPath { field: format!("{field}.path"), path: None });
-                None
+        let path = stack.companions.path(kind).map(str::to_owned);
+        if let Some(path) = &path {
+            let others = planned.iter().filter_map(|other| other.path.as_deref());
+            if taken(path) || others.into_iter().any(|other| within(other, path) || within(path, other)) {
+                problems.push(Problem::CompanionPath { field: format!("{field}.path"), path: path.clone() });
             }
-            (path, default) => path.clone().or_else(|| default.map(str::to_owned)),
-        };
-        if let Some(path) = &path
-            && (taken(path)
-                || planned
-                    .iter()
-                    .any(|other| other.path.as_deref().is_some_and(|o| within(o, path) || within(path, o))))
-        {
-            problems
-                .push(Problem::CompanionPath { field: format!("{field}.path"), path: Some(path.clone()) });
         }
         for settled in SETTLED {
-            let own = kind.default_path().is_none() && settled == "listen";
-            if companion.settings.contains_key(settled) && !own {
+            let own = path.is_none() && settled == "listen";
+            if settings.contains_key(settled) && !own {
                 problems.push(Problem::CompanionSettled { field: format!("{field}.settings.{settled}") });
             }
         }
@@ -171,7 +195,7 @@ pub(crate) fn plan(stack: &Stack, socket_dir: &Path, problems: &mut Vec<Problem>
             address: path.is_some().then(|| socket("")),
             path,
             private: socket(".private"),
-            settings: companion.settings.clone(),
+            settings: settings.clone(),
         });
     }
     planned
@@ -234,18 +258,13 @@ mod tests {
     fn what_cannot_be_reached_is_refused() {
         let refused = plan(
             r#"{"livekit_jwt": {"path": "/_matrix/rtc"}, "webhook": {"path": "/a", "settings": {"listen": "x"}},
-                "sentry_webhook": {"path": "/a/b"}, "ldap": {"path": "/ldap"}}"#,
+                "sentry_webhook": {"path": "/a/b"}, "ldap": {}}"#,
         );
         let fields: Vec<_> =
             refused.unwrap_err().iter().map(|text| text.split(": ").next().unwrap().to_owned()).collect();
         assert_eq!(
             fields,
-            [
-                "companions.livekit_jwt.path",
-                "companions.webhook.path",
-                "companions.webhook.settings.listen",
-                "companions.ldap.path"
-            ]
+            ["companions.livekit_jwt.path", "companions.webhook.path", "companions.webhook.settings.listen",]
         );
     }
 

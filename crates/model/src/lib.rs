@@ -15,7 +15,7 @@ mod sizing;
 mod stack;
 mod topology;
 
-pub use companion::{Companion, CompanionKind, Companions, PlannedCompanion};
+pub use companion::{Companion, CompanionKind, Companions, LdapCompanion, PlannedCompanion};
 pub use compare::{Action, Comparison, InstanceChange, compare, grouped};
 pub use layout::{Layout, SecretPath, SecretPaths};
 pub use plan::{plan, reserved_connections};

@@ -226,12 +226,12 @@ pub enum Problem {
         kind: CompanionKind,
     },
     /// A companion cannot be reached under the path.
-    #[error("{}", describe_path(.path.as_deref()))]
+    #[error("the path `{path}` is taken by something else")]
     CompanionPath {
         /// The field.
         field: String,
-        /// The path; none where there can be none.
-        path: Option<String>,
+        /// The path.
+        path: String,
     },
     /// A companion's settings say where it listens.
     #[error("matrix-stack settles where a companion listens")]
@@ -361,7 +361,6 @@ impl Problem {
                     "remove it here, and run `matrix-stack serve {kind}` where it belongs; on Kubernetes that is its chart"
                 )
             }
-            Self::CompanionPath { path: None, .. } => "remove `path`".to_owned(),
             Self::CompanionPath { .. } => {
                 "choose a path of its own, outside `/_matrix`, `/_synapse` and `/.well-known`".to_owned()
             }
@@ -390,14 +389,6 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
-
-/// Why a path is refused.
-fn describe_path(path: Option<&str>) -> String {
-    match path {
-        Some(path) => format!("the path `{path}` is taken by something else"),
-        None => "the router passes on HTTP alone".to_owned(),
-    }
-}
 
 /// Why a group is no pool.
 fn describe_no_pool(role: Option<&Role>) -> String {

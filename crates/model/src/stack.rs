@@ -77,7 +77,6 @@ pub struct Stack {
     pub well_known: WellKnown,
     /// Services beside Synapse: webhooks into rooms, tokens for calls, LDAP.
     #[serde(default, skip_serializing_if = "is_default")]
-    #[schemars(extend("examples" = [{"livekit_jwt": {"settings": {}}}]))]
     pub companions: Companions,
     /// Secrets that you bring as files. Those not named here are generated once, in the data directory.
     #[serde(default)]

@@ -84,6 +84,9 @@ impl Units<'_> {
         if has(App::Generic) || has(App::Media) {
             files.push(self.file(&unit("worker@"), &self.worker()));
         }
+        if !self.topology.companions().is_empty() {
+            files.push(self.file(&unit("companion@"), &self.companion()));
+        }
         files.push(self.file(&unit("router"), &Self::router()));
         files
     }
@@ -99,6 +102,9 @@ impl Units<'_> {
         let _ = writeln!(out, "Wants={name}-main.service");
         for instance in self.topology.instances().iter().filter(|instance| !instance.is_main()) {
             let _ = writeln!(out, "Wants={name}-worker@{}.service", instance.name);
+        }
+        for companion in self.topology.companions() {
+            let _ = writeln!(out, "Wants={name}-companion@{}.service", companion.kind);
         }
         let _ = writeln!(out, "Wants={name}-router.service");
         out.push_str("\n[Install]\nWantedBy=multi-user.target\n");
@@ -167,6 +173,18 @@ impl Units<'_> {
             lines: "Type=notify\nTimeoutStartSec=5min\nExecReload=kill -HUP $MAINPID\n",
             reach: Reach::Network,
             writes: self.data(),
+        }
+    }
+
+    fn companion(&self) -> Service<'_> {
+        Service {
+            description: "Matrix companion %i".to_owned(),
+            requires: vec![self.installed()],
+            after: vec!["network-online.target".to_owned()],
+            words: &["run", "%i", "--packages-dir"],
+            lines: "Type=notify\nExecReload=kill -HUP $MAINPID\nTimeoutStopSec=60\n",
+            reach: Reach::Network,
+            writes: vec![self.layout.data_dir()],
         }
     }
 
