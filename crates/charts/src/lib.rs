@@ -2,11 +2,13 @@
 //! `values.yaml` with its comments, and the reference. What the templates need to know of the model, such as the groups
 //! of each preset, is made here too, so that no template knows Synapse's rules.
 
+mod companion;
 mod facts;
 mod schema;
 mod values;
 mod yaml;
 
+pub use companion::{COMMON, CompanionChart, Port, Secret, Workload};
 pub use facts::facts;
 pub use schema::{reference, synapse_schema};
 pub use values::Values;

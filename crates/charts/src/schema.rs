@@ -42,7 +42,7 @@ pub fn synapse_schema() -> Value {
 }
 
 /// Removes definitions that nothing refers to any more.
-fn prune(schema: &mut Value) {
+pub(crate) fn prune(schema: &mut Value) {
     loop {
         let text = schema.to_string();
         let Some(definitions) = schema["$defs"].as_object_mut() else { return };

@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// A part of a Kubernetes object, passed through as it is.
-type Object = Map<String, Value>;
+pub(crate) type Object = Map<String, Value>;
 /// Texts by name.
-type Texts = IndexMap<String, String>;
+pub(crate) type Texts = IndexMap<String, String>;
 
 /// The values of the chart `synapse`.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -114,7 +114,7 @@ impl Default for Values {
     }
 }
 
-fn object(value: Value) -> Object {
+pub(crate) fn object(value: Value) -> Object {
     if let Value::Object(object) = value { object } else { Object::new() }
 }
 
@@ -217,7 +217,7 @@ impl Default for Image {
 }
 
 impl Image {
-    fn new(repository: &str, tag: &str) -> Self {
+    pub(crate) fn new(repository: &str, tag: &str) -> Self {
         Self {
             repository: repository.to_owned(),
             tag: tag.to_owned(),

@@ -11,19 +11,22 @@ const WIDTH: usize = 110;
 
 /// `values.yaml` of the chart `synapse`.
 pub fn values_yaml() -> String {
-    let mut out = String::from(
-        "# The values of the chart `synapse`. Generated from crates/charts/src/values.rs: change them there, then run\n\
+    let comment = "# The values of the chart `synapse`. Generated from crates/charts/src/values.rs: change them there, then run\n\
          # `UPDATE_FILES=1 cargo test -p matrix-stack-charts`.\n\
-         # Set `stack.server_name`, `stack.database.external.host` and `secrets.databasePassword`; the rest can stay.\n",
-    );
-    let schema = synapse_schema();
+         # Set `stack.server_name`, `stack.database.external.host` and `secrets.databasePassword`; the rest can stay.\n";
     let defaults = serde_json::to_value(Values::default()).unwrap_or_default();
-    mapping(&mut out, &schema, &schema, &defaults, 0);
+    document(comment, &synapse_schema(), &defaults, "stack")
+}
+
+/// Defaults below a comment, each below what the schema says it means; but for one part that is described elsewhere.
+pub(crate) fn document(comment: &str, schema: &Value, defaults: &Value, whole: &str) -> String {
+    let mut out = comment.to_owned();
+    mapping(&mut out, schema, schema, defaults, 0, whole);
     out
 }
 
 /// A mapping whose fields the schema describes.
-fn mapping(out: &mut String, root: &Value, schema: &Value, value: &Value, depth: usize) {
+fn mapping(out: &mut String, root: &Value, schema: &Value, value: &Value, depth: usize, whole: &str) {
     let indent = "  ".repeat(depth);
     for (name, value) in value.as_object().into_iter().flatten() {
         let field = &schema["properties"][name];
@@ -38,10 +41,9 @@ fn mapping(out: &mut String, root: &Value, schema: &Value, value: &Value, depth:
         let nested = value.as_object().is_some_and(|object| {
             !object.is_empty() && object.keys().all(|key| !described["properties"][key].is_null())
         });
-        // The stack's fields are described where stack.yaml is.
-        if nested && name != "stack" {
+        if nested && name != whole {
             let _ = writeln!(out, "{indent}{name}:");
-            mapping(out, root, described, value, depth + 1);
+            mapping(out, root, described, value, depth + 1, whole);
         } else {
             // JSON is YAML.
             let _ = writeln!(out, "{indent}{name}: {value}");

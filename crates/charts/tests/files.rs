@@ -25,3 +25,8 @@ fn what_templates_know_of_the_model_is_committed() {
 fn the_reference_is_committed() {
     committed::part("docs/kubernetes.md", "values", &charts::reference());
 }
+
+#[test]
+fn what_templates_have_in_common_is_committed() {
+    committed::file("charts/synapse/templates/_common.tpl", charts::COMMON);
+}

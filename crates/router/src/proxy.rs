@@ -182,8 +182,7 @@ impl Exchange<'_> {
                     let bytes = &mut record.bytes_in;
                     let payload =
                         Payload::prepare(self.client, framing, bounds, bytes, &state.spools).await?;
-                    let target = self.head.target();
-                    let request = self.request(target, settings, framing, &payload, record.id.as_str());
+                    let request = self.request(None, settings, framing, &payload, record.id.as_str());
                     none.insert((payload, request))
                 }
             };
@@ -279,7 +278,7 @@ impl Exchange<'_> {
         let bounds = bounds(class, settings);
         let mut payload =
             Payload::prepare(self.client, framing, bounds, &mut record.bytes_in, &state.spools).await?;
-        let request = self.request(&target, settings, framing, &payload, record.id.as_str());
+        let request = self.request(Some(&target), settings, framing, &payload, record.id.as_str());
         let lease = instance.lease(class.id.index(), class.cap).ok_or(Failure::Shed)?;
         let place = Place::new(lease, state.clone(), class.id.index(), None);
         let patience = Instant::now() + settings.patience;
@@ -371,15 +370,16 @@ impl Exchange<'_> {
         Some(hash)
     }
 
-    /// What an instance is sent first: the head, and a small body with it.
+    /// What an instance is sent first: the head, and a small body with it. It may know the target as another one.
     fn request(
         &self,
-        target: &str,
+        target: Option<&str>,
         settings: &Settings,
         framing: Framing,
         payload: &Payload,
         request_id: &str,
     ) -> Bytes {
+        let target = target.unwrap_or_else(|| self.head.target());
         let body = payload.with_head();
         let mut out = Vec::with_capacity(self.head.length() + 256 + body.len());
         let length = headers::length_to_tell(framing, payload.length());

@@ -1,13 +1,13 @@
 {{- /* Labels by which a component's pods are found. Takes {root, name: context's name, component}. */ -}}
-{{- define "synapse.selector" -}}
-app.kubernetes.io/name: synapse
+{{- define "common.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
 {{- /* Labels of an object. Takes {root, component}. */ -}}
-{{- define "synapse.labels" -}}
-{{ include "synapse.selector" . }}
+{{- define "common.labels" -}}
+{{ include "common.selector" . }}
 app.kubernetes.io/part-of: matrix-stack
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
@@ -18,11 +18,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 
 {{- /* An object's metadata. Takes {root, name, component} and, where there are any, annotations. */ -}}
-{{- define "synapse.metadata" -}}
+{{- define "common.metadata" -}}
 name: {{ .name }}
 namespace: {{ .root.Release.Namespace }}
 labels:
-  {{- include "synapse.labels" . | nindent 2 }}
+  {{- include "common.labels" . | nindent 2 }}
   {{- with .labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -33,7 +33,7 @@ annotations:
 {{- end -}}
 
 {{- /* What a hook is to Helm and to Argo CD. Takes a weight. */ -}}
-{{- define "synapse.hook" -}}
+{{- define "common.hook" -}}
 helm.sh/hook: pre-install,pre-upgrade
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
@@ -43,7 +43,7 @@ argocd.argoproj.io/sync-wave: {{ . | quote }}
 {{- end -}}
 
 {{- /* An image's name. Takes {image, tag: the one that an empty tag stands for}. */ -}}
-{{- define "synapse.image" -}}
+{{- define "common.image" -}}
 {{- if .image.digest -}}
 {{ .image.repository }}@{{ .image.digest }}
 {{- else -}}
@@ -51,26 +51,26 @@ argocd.argoproj.io/sync-wave: {{ . | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- define "synapse.image.synapse" -}}
-image: {{ include "synapse.image" (dict "image" .Values.images.synapse "tag" (printf "v%s" .Chart.AppVersion)) | quote }}
+{{- define "common.image.synapse" -}}
+image: {{ include "common.image" (dict "image" .Values.images.synapse "tag" (printf "v%s" .Chart.AppVersion)) | quote }}
 imagePullPolicy: {{ .Values.images.synapse.pullPolicy }}
 {{- end -}}
 
-{{- define "synapse.image.matrixStack" -}}
-image: {{ include "synapse.image" (dict "image" .Values.images.matrixStack "tag" .Chart.Version) | quote }}
+{{- define "common.image.matrixStack" -}}
+image: {{ include "common.image" (dict "image" .Values.images.matrixStack "tag" .Chart.Version) | quote }}
 imagePullPolicy: {{ .Values.images.matrixStack.pullPolicy }}
 {{- end -}}
 
 {{- /* A component's settings above those of all pods, as JSON. Takes {root, pod}. */ -}}
-{{- define "synapse.pod" -}}
+{{- define "common.pod" -}}
 {{- mergeOverwrite (deepCopy .root.Values.pods) (default dict .pod) | toJson -}}
 {{- end -}}
 
 {{- /* The metadata of a component's pods. Takes {root, component, kind, pod: its settings} and annotations. */ -}}
-{{- define "synapse.pod.metadata" -}}
+{{- define "common.pod.metadata" -}}
 labels:
   {{- /* Without the versions: a new chart alone restarts nothing. */}}
-  {{- include "synapse.selector" . | nindent 2 }}
+  {{- include "common.selector" . | nindent 2 }}
   app.kubernetes.io/part-of: matrix-stack
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
   matrix-stack.io/kind: {{ .kind }}
@@ -91,7 +91,7 @@ annotations:
 
 {{- /* What the pods of all components have in common. Takes {root, component, account, pod, many: whether there are several,
       grace: seconds}. */ -}}
-{{- define "synapse.pod.spec" -}}
+{{- define "common.pod.spec" -}}
 {{- $pod := .pod -}}
 serviceAccountName: {{ ternary .account "default" .root.Values.serviceAccounts.create }}
 automountServiceAccountToken: {{ default false .token }}
@@ -118,18 +118,18 @@ topologySpreadConstraints:
   - {{- toYaml . | nindent 4 }}
     labelSelector:
       matchLabels:
-        {{- include "synapse.selector" $ | nindent 8 }}
+        {{- include "common.selector" $ | nindent 8 }}
   {{- end }}
 {{- end }}
 {{- end -}}
 
 {{- /* A probe: the first's fields, above them the second's. */ -}}
-{{- define "synapse.probe" -}}
+{{- define "common.probe" -}}
 {{- toYaml (mergeOverwrite (deepCopy (index . 0)) (index . 1)) -}}
 {{- end -}}
 
 {{- /* The environment of a main container: people's own, then the chart's. Takes {pod, env: a list}. */ -}}
-{{- define "synapse.env" -}}
+{{- define "common.env" -}}
 {{- $names := list -}}
 {{- range .env }}{{ $names = append $names .name }}{{ end -}}
 {{- range .pod.extraEnv -}}
@@ -142,7 +142,7 @@ env:
 {{- end -}}
 
 {{- /* The volume of all secrets, one file each. Takes the context. */ -}}
-{{- define "synapse.secrets.volume" -}}
+{{- define "common.secrets.volume" -}}
 name: secrets
 projected:
   # With the pods' fsGroup: readable for the process, and for nobody else.
@@ -158,7 +158,7 @@ projected:
 {{- end -}}
 
 {{- /* The address family of a Service. Takes the root. */ -}}
-{{- define "synapse.service.families" -}}
+{{- define "common.service.families" -}}
 {{- with .Values.services.ipFamilyPolicy }}
 ipFamilyPolicy: {{ . }}
 {{- end }}
