@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::Serialize;
@@ -33,8 +34,6 @@ pub struct CompanionChart {
     pub ports: &'static [Port],
     /// The paths that Ingress and `HTTPRoute` lead to it; none for what speaks no HTTP.
     pub paths: &'static [&'static str],
-    /// Credentials, each of which becomes a file that a setting names.
-    pub secrets: &'static [Secret],
     /// Settings that the chart makes itself. `ANY` stands for the address of all interfaces.
     pub settings: &'static [(&'static str, &'static str)],
     /// The JSON Schema of its settings.
@@ -69,21 +68,6 @@ pub struct Port {
     pub service: u16,
 }
 
-/// A credential.
-#[derive(Clone, Copy, Debug)]
-pub struct Secret {
-    /// Its name among the values.
-    pub name: &'static str,
-    /// The setting that names its file.
-    pub setting: &'static [&'static str],
-    /// Whether the setting is a list of files.
-    pub list: bool,
-    /// Whether the service cannot do without.
-    pub required: bool,
-    /// What it is.
-    pub meaning: &'static str,
-}
-
 /// The values of such a chart. Each has those fields that mean something to it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -92,8 +76,10 @@ struct Values {
     /// The service's own settings, as in the file of `matrix-stack`. Where it listens, where it keeps what has to last, and the
     /// files of its credentials the chart adds itself.
     settings: Object,
-    /// Credentials, each either `{value: TEXT}` or `{secret: NAME, key: KEY}` of a Secret that is there.
-    secrets: Object,
+    /// Credentials by names of your choice, each either `{value: TEXT}` or `{secret: NAME, key: KEY}` of a Secret that is there.
+    /// Each becomes the file `/secrets/NAME`, which the settings name where they ask for a file.
+    #[schemars(extend("propertyNames" = {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"}))]
+    secrets: IndexMap<String, Credential>,
     /// When it runs, in cron's way.
     #[schemars(length(min = 9))]
     schedule: String,
@@ -334,15 +320,6 @@ impl CompanionChart {
             ports.push(json!({ "name": "metrics", "port": METRICS, "service": METRICS }));
             settings.insert("metrics".to_owned(), format!("ANY:{METRICS}").into());
         }
-        let secrets: Vec<Value> = self
-            .secrets
-            .iter()
-            .map(|secret| {
-                json!({
-                    "name": secret.name, "setting": secret.setting, "list": secret.list, "required": secret.required,
-                })
-            })
-            .collect();
         json!({
             "service": self.service,
             "workload": format!("{:?}", self.workload),
@@ -352,7 +329,6 @@ impl CompanionChart {
             "metrics": metrics,
             "data": self.workload == Workload::StatefulSet,
             "settings": settings,
-            "secrets": secrets,
             "alerts": (self.alerts)(),
         })
     }
@@ -367,18 +343,6 @@ impl CompanionChart {
             }
         }
         schema["title"] = format!("The values of the chart `{}`.", self.name).into();
-        let secrets: Map<String, Value> = self
-            .secrets
-            .iter()
-            .map(|secret| {
-                let credential = json!({ "description": secret.meaning, "$ref": "#/$defs/Credential" });
-                (secret.name.to_owned(), credential)
-            })
-            .collect();
-        schema["properties"]["secrets"]["properties"] = secrets.into();
-        schema["properties"]["secrets"]["additionalProperties"] = false.into();
-        let credential = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Credential>();
-        schema["$defs"]["Credential"] = credential.to_value();
         self.add_settings(&mut schema);
         prune(&mut schema);
         schema
@@ -395,10 +359,12 @@ impl CompanionChart {
             all.extend(definitions.into_iter().map(|(name, own)| (format!("Settings{name}"), own)));
         }
         for (field, _) in self.settings.iter().chain([&("metrics", "")]) {
-            remove(&mut own, &[field], schema);
-        }
-        for secret in self.secrets.iter().filter(|secret| !secret.list) {
-            remove(&mut own, secret.setting, schema);
+            if let Some(properties) = own["properties"].as_object_mut() {
+                properties.shift_remove(*field);
+            }
+            if let Some(required) = own["required"].as_array_mut() {
+                required.retain(|name| name != field);
+            }
         }
         let description = schema["properties"]["settings"]["description"].clone();
         if let Some(own) = own.as_object_mut() {
@@ -414,12 +380,6 @@ impl CompanionChart {
         let mut values = serde_json::to_value(Values::default()).unwrap_or_default();
         values["settings"] = (self.example)();
         values["pods"]["resources"] = (self.resources)();
-        values["secrets"] = self
-            .secrets
-            .iter()
-            .map(|secret| (secret.name.to_owned(), json!({})))
-            .collect::<Map<_, _>>()
-            .into();
         if let Some(port) = self.ports.first() {
             values["service"]["port"] = port.service.into();
         }
@@ -446,31 +406,6 @@ impl CompanionChart {
     }
 }
 
-/// Removes a field from a schema, and from what is required.
-fn remove(schema: &mut Value, path: &[&str], root: &mut Value) {
-    let Some((first, rest)) = path.split_first() else { return };
-    if let Some((field, [])) = Some((first, rest)) {
-        if let Some(properties) = schema["properties"].as_object_mut() {
-            properties.shift_remove(*field);
-        }
-        if let Some(required) = schema["required"].as_array_mut() {
-            required.retain(|name| name != field);
-        }
-        return;
-    }
-    let inner = &mut schema["properties"][first];
-    let reference = [&inner["$ref"], &inner["anyOf"][0]["$ref"]].into_iter().find_map(Value::as_str);
-    let name = reference.and_then(|path| path.strip_prefix("#/$defs/")).map(str::to_owned);
-    match name {
-        Some(name) => {
-            let mut inner = root["$defs"][&name].take();
-            remove(&mut inner, rest, root);
-            root["$defs"][&name] = inner;
-        }
-        None => remove(inner, rest, root),
-    }
-}
-
 fn pretty(value: &Value) -> String {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
@@ -481,7 +416,7 @@ impl Default for Values {
     fn default() -> Self {
         Self {
             settings: Object::new(),
-            secrets: Object::new(),
+            secrets: IndexMap::new(),
             schedule: "17 1 * * *".to_owned(),
             time_zone: String::new(),
             suspend: false,

@@ -3,12 +3,14 @@
 //! of each preset, is made here too, so that no template knows Synapse's rules.
 
 mod companion;
+mod companions;
 mod facts;
 mod schema;
 mod values;
 mod yaml;
 
-pub use companion::{COMMON, CompanionChart, Port, Secret, Workload};
+pub use companion::{COMMON, CompanionChart, Port, Workload};
+pub use companions::companion_charts;
 pub use facts::facts;
 pub use schema::{reference, synapse_schema};
 pub use values::Values;

@@ -14,35 +14,28 @@ all at once.
 {{- $problems = append $problems (printf "`%s`, which the names of all objects begin with, is longer than 52 characters; set fullnameOverride to something shorter" $name) -}}
 {{- end -}}
 
-{{- /* Credentials: where each lies, and which setting names its file. */ -}}
+{{- /* Credentials: a file for each, which the settings name. */ -}}
 {{- $settings := deepCopy $v.settings -}}
+{{- $said := toJson $settings -}}
 {{- $credentials := list -}}
 {{- $own := dict -}}
-{{- range $facts.secrets -}}
-{{- $value := default dict (get (default dict $v.secrets) .name) -}}
-{{- $secret := "" -}}{{- $key := "" -}}
+{{- range $field, $value := $v.secrets -}}
 {{- if $value.secret -}}
-{{- $secret = $value.secret -}}{{- $key = $value.key -}}
+{{- $credentials = append $credentials (dict "field" $field "secret" $value.secret "key" $value.key) -}}
 {{- else if $value.value -}}
-{{- $_ := set $own .name $value.value -}}
-{{- $secret = printf "%s-credentials" $name -}}{{- $key = .name -}}
-{{- else if .required -}}
-{{- $problems = append $problems (printf "secrets.%s: give it as {value: ...} or {secret: ..., key: ...}" .name) -}}
-{{- end -}}
-{{- if $secret -}}
-{{- $credentials = append $credentials (dict "field" .name "secret" $secret "key" $key) -}}
-{{- $file := printf "/secrets/%s" .name -}}
-{{- $at := $settings -}}
-{{- range initial .setting -}}
-{{- if not (hasKey $at .) }}{{ $_ := set $at . dict }}{{ end -}}
-{{- $at = get $at . -}}
-{{- end -}}
-{{- $last := last .setting -}}
-{{- if .list -}}
-{{- $_ := set $at $last (append (default list (get $at $last)) $file) -}}
+{{- $_ := set $own $field $value.value -}}
+{{- $credentials = append $credentials (dict "field" $field "secret" (printf "%s-credentials" $name) "key" $field) -}}
 {{- else -}}
-{{- $_ := set $at $last $file -}}
+{{- $problems = append $problems (printf "secrets.%s: give it as {value: ...} or {secret: ..., key: ...}" $field) -}}
 {{- end -}}
+{{- if not (contains (printf "\"/secrets/%s\"" $field) $said) -}}
+{{- $problems = append $problems (printf "secrets.%s: no setting names its file, /secrets/%s; name it, or leave the secret away" $field $field) -}}
+{{- end -}}
+{{- end -}}
+{{- range regexFindAll "\"/secrets/[^\"]*\"" $said -1 | uniq -}}
+{{- $field := . | trimAll "\"" | trimPrefix "/secrets/" -}}
+{{- if not (hasKey $v.secrets $field) -}}
+{{- $problems = append $problems (printf "settings: there is no secrets.%s for the file /secrets/%s; give it as {value: ...} or {secret: ..., key: ...}" $field $field) -}}
 {{- end -}}
 {{- end -}}
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::helm::{Case, Job, NAMESPACE, VERSIONS, render, rendered};
+use crate::helm::{Case, Job, NAMESPACE, VERSIONS, all, render, rendered, template};
 
 /// All of something, each with where it is.
 fn each<'c>(mut found: impl FnMut(&'c Case, &'c Value)) {
-    for case in rendered() {
+    for case in all() {
         for object in &case.objects {
             found(case, object);
         }
@@ -40,6 +40,11 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     list(&pod["initContainers"]).chain(list(&pod["containers"]))
 }
 
+/// Whether its pods come to an end.
+fn is_job(owner: &Value) -> bool {
+    owner["kind"] == "Job" || owner["kind"] == "CronJob"
+}
+
 /// The chart's own containers, without those that the values add.
 fn own_containers(pod: &Value) -> impl Iterator<Item = &Value> {
     containers(pod).filter(|container| container["name"] != "before" && container["name"] != "beside")
@@ -67,7 +72,7 @@ fn objects_have_names_and_labels_that_kubernetes_takes() {
             let value = value.as_str().unwrap();
             assert!(value.len() <= 63 && !value.is_empty(), "{place}: label {key}");
         }
-        if case.name == "everything" {
+        if case.name.ends_with("everything") {
             assert_eq!(labels["team"], "chat", "{place}");
         }
     });
@@ -93,16 +98,16 @@ fn no_text_is_left_unrendered() {
 
 #[test]
 fn selectors_select_the_pods_of_their_own() {
-    for case in rendered() {
+    for case in all() {
         let pods: Vec<(&Value, &Value)> =
-            case.workloads().map(|owner| (owner, &owner["spec"]["template"]["metadata"]["labels"])).collect();
+            case.workloads().map(|owner| (owner, &template(owner)["metadata"]["labels"])).collect();
         let selected = |selector: &Value| -> Vec<&str> {
             let selector = selector.as_object().unwrap();
             let fits = |labels: &Value| selector.iter().all(|(label, value)| labels[label] == *value);
             pods.iter().filter(|(_, labels)| fits(labels)).map(|(owner, _)| name(owner)).collect()
         };
         for (owner, _) in &pods {
-            if owner["kind"] != "Job" {
+            if !is_job(owner) {
                 assert_eq!(
                     selected(&owner["spec"]["selector"]["matchLabels"]),
                     [name(owner)],
@@ -120,12 +125,12 @@ fn selectors_select_the_pods_of_their_own() {
             for port in list(&service["spec"]["ports"]) {
                 assert!(port["name"].is_string(), "{}", place(case, service));
                 let open = pods.iter().filter(|(owner, _)| found.contains(&name(owner))).any(|(owner, _)| {
-                    list(&owner["spec"]["template"]["spec"]["containers"])
-                        .flat_map(|c| list(&c["ports"]))
-                        .any(|there| {
+                    list(&template(owner)["spec"]["containers"]).flat_map(|c| list(&c["ports"])).any(
+                        |there| {
                             there["name"] == port["targetPort"]
                                 || there["containerPort"] == port["targetPort"]
-                        })
+                        },
+                    )
                 });
                 assert!(open, "{}: nothing listens on {}", place(case, service), port["targetPort"]);
             }
@@ -159,8 +164,7 @@ fn selectors_select_the_pods_of_their_own() {
             assert!(!found.is_empty(), "{}", place(case, monitor));
             for (owner, _) in pods.iter().filter(|(owner, _)| found.contains(&name(owner))) {
                 for endpoint in list(&monitor["spec"]["podMetricsEndpoints"]) {
-                    let ports = list(&owner["spec"]["template"]["spec"]["containers"])
-                        .flat_map(|c| list(&c["ports"]));
+                    let ports = list(&template(owner)["spec"]["containers"]).flat_map(|c| list(&c["ports"]));
                     assert!(
                         ports.into_iter().any(|port| port["name"] == endpoint["port"]),
                         "{}",
@@ -177,7 +181,7 @@ const BROUGHT: [&str; 6] = ["postgres", "valkey", "matrix", "s3", "registry", "c
 
 #[test]
 fn what_is_referred_to_is_there() {
-    for case in rendered() {
+    for case in all() {
         let known = |kind: &str, wanted: &Value, from: &Value| {
             let wanted = wanted.as_str().unwrap();
             // What others make: the job, an operator, the rollout.
@@ -197,7 +201,7 @@ fn what_is_referred_to_is_there() {
             );
         };
         for owner in case.workloads() {
-            let pod = &owner["spec"]["template"]["spec"];
+            let pod = &template(owner)["spec"];
             known("ServiceAccount", &pod["serviceAccountName"], owner);
             for volume in list(&pod["volumes"]) {
                 if let Some(map) = volume.get("configMap") {
@@ -255,7 +259,7 @@ const KNOWN_BY_THEMSELVES: [&str; 2] = ["/tmp", "/etc/ssl/own"];
 #[test]
 fn mounts_have_volumes_and_are_used_and_paths_are_mounted() {
     each(|case, owner| {
-        let pod = &owner["spec"]["template"]["spec"];
+        let pod = &template(owner)["spec"];
         if !pod.is_object() {
             return;
         }
@@ -302,7 +306,7 @@ fn mounts_have_volumes_and_are_used_and_paths_are_mounted() {
 #[test]
 fn pods_are_restricted() {
     each(|case, owner| {
-        let pod = &owner["spec"]["template"]["spec"];
+        let pod = &template(owner)["spec"];
         if !pod.is_object() {
             return;
         }
@@ -311,7 +315,7 @@ fn pods_are_restricted() {
         assert_eq!(security["runAsNonRoot"], true, "{place}");
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{place}");
         for id in ["runAsUser", "runAsGroup", "fsGroup"] {
-            let expected = if case.name == "everything" { Value::Null } else { json!(991) };
+            let expected = if case.name.ends_with("everything") { Value::Null } else { json!(991) };
             assert_eq!(security[id], expected, "{place}: OpenShift chooses {id} itself");
         }
         for container in own_containers(pod) {
@@ -333,7 +337,7 @@ fn pods_are_restricted() {
         for container in list(&pod["containers"]).filter(|container| container["name"] != "beside") {
             let probes = ["startupProbe", "readinessProbe", "livenessProbe"];
             let has = probes.iter().filter(|probe| container[**probe].is_object()).count();
-            assert_eq!(has, if owner["kind"] == "Job" { 0 } else { 3 }, "{place}: probes");
+            assert_eq!(has, if is_job(owner) { 0 } else { 3 }, "{place}: probes");
         }
         // Only the job that makes secrets and the rollout talk to the API.
         let asks = owner["kind"] == "Job" || name(owner).ends_with("-rollout");
@@ -353,7 +357,7 @@ fn settings_of_all_pods_reach_each_of_them() {
     let case = rendered().iter().find(|case| case.name == "everything").unwrap();
     for owner in case.workloads() {
         let place = place(case, owner);
-        let template = &owner["spec"]["template"];
+        let template = template(owner);
         let pod = &template["spec"];
         assert_eq!(template["metadata"]["labels"]["tier"], "backend", "{place}");
         let of_sync = name(owner) == "chat-server-sync";
@@ -524,7 +528,7 @@ fn replication_is_for_synapse_alone() {
         }
         // Each pod but the job's is behind one.
         for owner in case.workloads().filter(|owner| owner["kind"] != "Job") {
-            let labels = &owner["spec"]["template"]["metadata"]["labels"];
+            let labels = &template(owner)["metadata"]["labels"];
             let covered = policies.iter().any(|policy| {
                 let wanted = policy["spec"]["podSelector"]["matchLabels"].as_object().unwrap();
                 wanted.iter().all(|(label, value)| labels[label] == *value)
@@ -536,7 +540,13 @@ fn replication_is_for_synapse_alone() {
 
 #[test]
 fn all_renders_the_same_again_and_on_upgrades() {
-    let job = |name: &str| Job { name: name.to_owned(), file: "everything", values: json!({}), check: false };
+    let job = |name: &str| Job {
+        name: name.to_owned(),
+        chart: "synapse",
+        file: "everything",
+        values: json!({}),
+        check: false,
+    };
     let again = render(&[job("once"), job("again")]);
     let text = |name: &str| again[name].as_ref().unwrap().text.clone();
     assert_eq!(text("once"), text("again"));

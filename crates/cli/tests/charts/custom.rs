@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::helm::rendered;
+use crate::helm::all;
 
 /// A kind of custom resource.
 fn check(object: &Value) -> Option<serde_json::Result<()>> {
@@ -33,7 +33,7 @@ fn check(object: &Value) -> Option<serde_json::Result<()>> {
 #[test]
 fn custom_resources_have_fields_that_their_operators_know() {
     let mut seen = BTreeMap::new();
-    for case in rendered() {
+    for case in all() {
         for object in &case.objects {
             if let Some(result) = check(object) {
                 let kind = object["kind"].as_str().unwrap();

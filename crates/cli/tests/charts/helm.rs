@@ -23,7 +23,7 @@ pub(crate) const VERSIONS: [&str; 2] = ["1.31", "1.37"];
 /// Values, and what became of them.
 #[derive(Debug)]
 pub(crate) struct Case {
-    /// The name of the values file.
+    /// The name of the values file, behind that of the chart where it is not `synapse`.
     pub(crate) name: String,
     /// All that was rendered.
     pub(crate) text: String,
@@ -36,6 +36,8 @@ pub(crate) struct Case {
 /// What is asked of the Helm engine.
 pub(crate) struct Job {
     pub(crate) name: String,
+    /// The chart.
+    pub(crate) chart: &'static str,
     /// A values file of the chart's, without folder and ending.
     pub(crate) file: &'static str,
     /// What is set above it.
@@ -57,19 +59,25 @@ impl Case {
 
     /// Everything that makes pods.
     pub(crate) fn workloads(&self) -> impl Iterator<Item = &Value> {
-        self.objects
-            .iter()
-            .filter(|object| ["Deployment", "StatefulSet", "Job"].iter().any(|kind| object["kind"] == *kind))
+        self.objects.iter().filter(|object| {
+            ["Deployment", "StatefulSet", "Job", "CronJob"].iter().any(|kind| object["kind"] == *kind)
+        })
     }
 }
 
-fn chart() -> PathBuf {
-    committed::root().join("charts/synapse")
+/// The template of a workload's pods.
+pub(crate) fn template(owner: &Value) -> &Value {
+    let job = &owner["spec"]["jobTemplate"]["spec"]["template"];
+    if job.is_null() { &owner["spec"]["template"] } else { job }
 }
 
-/// The values files of the chart.
-pub(crate) fn files() -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(chart().join("ci"))
+fn chart(name: &str) -> PathBuf {
+    committed::root().join("charts").join(name)
+}
+
+/// The values files of a chart.
+fn files(name: &str) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(chart(name).join("ci"))
         .unwrap()
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
@@ -85,9 +93,9 @@ pub(crate) fn render(jobs: &[Job]) -> BTreeMap<String, Result<Case, String>> {
             let files: Vec<PathBuf> = [job.file]
                 .into_iter()
                 .filter(|file| !file.is_empty())
-                .map(|file| chart().join(format!("ci/{file}.yaml")))
+                .map(|file| chart(job.chart).join(format!("ci/{file}.yaml")))
                 .collect();
-            json!({ "name": job.name, "chart": chart(), "files": files, "values": job.values, "check": job.check })
+            json!({ "name": job.name, "chart": chart(job.chart), "files": files, "values": job.values, "check": job.check })
         })
         .collect();
     let mut child = Command::new(python())
@@ -137,16 +145,32 @@ fn text(templates: &Value) -> String {
     out
 }
 
-/// All values files of the chart, rendered once.
+/// All values files of the chart `synapse`, rendered once.
 pub(crate) fn rendered() -> &'static [Case] {
     static RENDERED: OnceLock<Vec<Case>> = OnceLock::new();
-    RENDERED.get_or_init(|| {
-        let jobs: Vec<Job> = files()
-            .into_iter()
-            .map(|file| Job { name: file.clone(), file: file.leak(), values: json!({}), check: true })
-            .collect();
-        render(&jobs).into_values().map(|case| case.unwrap_or_else(|error| panic!("{error}"))).collect()
-    })
+    RENDERED.get_or_init(|| render_all(["synapse"]))
+}
+
+/// All values files of all charts, rendered once.
+pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
+    rendered().iter().chain(companions())
+}
+
+/// All values files of the companions' charts, rendered once.
+pub(crate) fn companions() -> &'static [Case] {
+    static RENDERED: OnceLock<Vec<Case>> = OnceLock::new();
+    RENDERED.get_or_init(|| render_all(charts::companion_charts().map(|chart| chart.name)))
+}
+
+fn render_all(charts: impl IntoIterator<Item = &'static str>) -> Vec<Case> {
+    let mut jobs = Vec::new();
+    for chart in charts {
+        for file in files(chart) {
+            let name = if chart == "synapse" { file.clone() } else { format!("{chart}/{file}") };
+            jobs.push(Job { name, chart, file: file.leak(), values: json!({}), check: true });
+        }
+    }
+    render(&jobs).into_values().map(|case| case.unwrap_or_else(|error| panic!("{error}"))).collect()
 }
 
 /// A Python with the Helm engine, installed from its lock.

@@ -127,7 +127,13 @@ fn refusals() -> Vec<(&'static str, &'static str, Value, Vec<&'static str>)> {
 fn what_cannot_be_installed_is_refused_with_all_that_is_wrong() {
     let jobs: Vec<Job> = refusals()
         .into_iter()
-        .map(|(name, file, values, _)| Job { name: name.to_owned(), file, values, check: false })
+        .map(|(name, file, values, _)| Job {
+            name: name.to_owned(),
+            chart: "synapse",
+            file,
+            values,
+            check: false,
+        })
         .collect();
     let answers = render(&jobs);
     for (name, _, _, words) in refusals() {

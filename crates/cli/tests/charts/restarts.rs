@@ -133,8 +133,14 @@ fn templates(case: &Case) -> Vec<(&str, &str, &Value)> {
 fn an_upgrade_restarts_what_it_must_and_no_more() {
     let mut jobs = Vec::new();
     for (name, file, values, _) in changes() {
-        jobs.push(Job { name: format!("{name}: before"), file, values: json!({}), check: false });
-        jobs.push(Job { name: name.to_owned(), file, values, check: false });
+        jobs.push(Job {
+            name: format!("{name}: before"),
+            chart: "synapse",
+            file,
+            values: json!({}),
+            check: false,
+        });
+        jobs.push(Job { name: name.to_owned(), chart: "synapse", file, values, check: false });
     }
     let answers = render(&jobs);
     for (name, _, _, expected) in changes() {
