@@ -155,6 +155,7 @@ struct Answers {
 
 /// What a proxy has to do.
 struct Routing<'a> {
+    topology: &'a Topology,
     stack: &'a Stack,
     version: &'a str,
     patterns: Vec<Pattern>,
@@ -195,6 +196,7 @@ impl<'a> Routing<'a> {
         let stack = topology.stack();
         let documents = well_known(stack);
         let mut routing = Self {
+            topology,
             stack,
             version: matcher.version(),
             patterns: Vec::new(),
@@ -436,6 +438,15 @@ impl<'a> Routing<'a> {
             String::new(),
         ];
         lines.extend(use_it.iter().map(|line| (*line).to_owned()));
+        for companion in self.topology.companions() {
+            if let (Some(path), Some(address)) = (&companion.path, &companion.address) {
+                lines.push(String::new());
+                lines.push(format!(
+                    "Not in here: {path}/, which `matrix-stack router` passes on to {} at {address}, without that path.",
+                    companion.kind
+                ));
+            }
+        }
         lines
     }
 }
