@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use model::{
-    Address, Hosts, Instance, Layout, Listen, Media, Network, Postgres, RedisServer, SecretPath, Secrets,
-    Stack, Topology,
+    Address, CompanionKind, Hosts, Instance, Layout, Listen, Media, Network, Postgres, RedisServer,
+    SecretPath, Secrets, Stack, Topology,
 };
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -83,6 +83,8 @@ pub fn compose_stack(planned: &Topology) -> Stack {
     }
     own.redis.external.get_or_insert(RedisServer { host: VALKEY.to_owned(), port: 6379, dbid: 0 });
     own.synapse.python = None;
+    // Their files lie where a person put them, of which these containers see nothing.
+    own.companions = model::Companions::default();
     // One machine has one directory.
     own.media = Media { store_path: None, shared_storage: true, ..stack.media.clone() };
     own.secrets = Secrets {
@@ -143,6 +145,13 @@ impl Compose<'_> {
              the file .env beside this one, and anything else changed in compose.override.yaml.",
             self.stack.server_name
         );
+        let beside =
+            CompanionKind::ALL.into_iter().filter(|kind| self.written.companions.settings(*kind).is_some());
+        let comment = beside.fold(comment, |comment, kind| {
+            format!(
+                "{comment}\nNot in here: the companion {kind}; run `serve {kind} --config FILE` of matrix-stack's image with its settings."
+            )
+        });
         let sections = vec![
             section("What all containers have in common.", json!({ "x-common": self.common() })),
             section("What Synapse's containers have in common.", json!({ "x-synapse": self.synapse() })),

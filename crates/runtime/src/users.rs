@@ -200,6 +200,25 @@ mod tests {
     }
 
     #[test]
+    fn main_is_asked_where_the_plan_has_it() {
+        let layout = Layout::new("/data");
+        let mut stack = Stack::new("example.org".to_owned().try_into().unwrap());
+        stack.database.external = serde_json::from_str(r#"{"host": "postgres"}"#).unwrap();
+        stack.redis.external = serde_json::from_str(r#"{"host": "valkey"}"#).unwrap();
+        for network in [
+            "\"unix\"",
+            r#"{"tcp": {"base_port": 9000}}"#,
+            r#"{"hosts": {"prefix": "matrix-", "suffix": ".svc"}}"#,
+            r#"{"hosts": {"prefix": "matrix-", "suffix": ".svc", "main": "main-1"}}"#,
+        ] {
+            stack.network = serde_json::from_str(network).unwrap();
+            let topology = model::plan(&stack, &layout.sockets(), model::Preset::Small).unwrap();
+            let main = topology.instance("main").unwrap().client.clone().unwrap();
+            assert_eq!(main_address(&layout, &stack), main, "{network}");
+        }
+    }
+
+    #[test]
     fn debug_hides_the_password() {
         assert!(
             !format!("{:?}", Account { name: "a", password: "hunter2", admin: false }).contains("hunter2")
