@@ -310,7 +310,7 @@ pub struct ProxyProtocol {
 impl ProxyProtocol {
     /// Whether somebody at this address is believed.
     pub fn allows(&self, address: IpAddr) -> bool {
-        self.from.is_empty() || self.from.iter().any(|sources| sources.0.contains(&address))
+        self.from.is_empty() || self.from.iter().any(|sources| sources.contains(address))
     }
 }
 
@@ -318,6 +318,13 @@ impl ProxyProtocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Sources(IpNet);
+
+impl Sources {
+    /// Whether an address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address)
+    }
+}
 
 impl TryFrom<String> for Sources {
     type Error = String;
