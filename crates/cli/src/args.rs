@@ -70,6 +70,9 @@ pub(crate) enum Command {
     Down,
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
+    /// Run one companion service
+    #[command(subcommand)]
+    Serve(Serve),
     /// Bring the pods of a release on Kubernetes to its stack, in the planner's order
     Rollout(Rollout),
     /// Install what the stack runs, and make its directories and secrets, but start nothing
@@ -93,6 +96,15 @@ pub(crate) enum Command {
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `serve`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Serve {
+    /// Give out LiveKit tokens to users of Matrix homeservers
+    ///
+    /// Without `--config`, it is configured by the environment variables of lk-jwt-service.
+    LivekitJwt,
 }
 
 /// `package-charts`.

@@ -10,6 +10,7 @@ mod routes;
 mod run;
 mod running;
 mod secrets;
+mod serve;
 mod top;
 mod up;
 
@@ -39,6 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
+        Command::Serve(service) => serve::serve(service, stack)?,
         Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Install(packages) => run::install(packages, stack)?,

@@ -1,0 +1,272 @@
+//! What is answered to clients and SFUs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use axum::routing::any;
+use serde_json::{Value, json};
+
+use crate::job::{Event, Params};
+use crate::jwt::{Key, Video, verify_webhook};
+use crate::request::{Asked, Kind, Refusal, parse};
+use crate::sfu::Sfu;
+use crate::{Millis, Service, now};
+
+/// How large a client's request may be, and an SFU's message.
+const BODY: usize = 1 << 20;
+const WEBHOOK: usize = 8 << 20;
+/// How long a body may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What every answer to a client has. Browsers ask from anywhere, and nothing here is told to who has no token.
+const CORS: [(HeaderName, HeaderValue); 3] = [
+    (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
+    (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST")),
+    (
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token"),
+    ),
+];
+
+/// The routes.
+pub(crate) fn app(service: Arc<Service>) -> Router {
+    let mut app = Router::new();
+    for kind in [Kind::Legacy, Kind::Token, Kind::Delegate] {
+        app = app.route(
+            kind.path(),
+            any(move |State(service): State<Arc<Service>>, request| client(service, kind, request)),
+        );
+    }
+    app.route("/sfu_webhook", any(webhook)).route("/healthz", any(healthz)).with_state(service)
+}
+
+async fn healthz(method: Method) -> StatusCode {
+    if method == Method::GET || method == Method::HEAD {
+        StatusCode::OK
+    } else {
+        StatusCode::METHOD_NOT_ALLOWED
+    }
+}
+
+fn answer(status: u16, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().extend(CORS.into_iter().chain([json]));
+    response
+}
+
+async fn client(service: Arc<Service>, kind: Kind, request: Request) -> Response {
+    let response = match *request.method() {
+        Method::OPTIONS => return answer(200, Body::empty()),
+        Method::POST => match post(&service, kind, request.into_body()).await {
+            Ok(value) => answer(200, value.to_string()),
+            Err(refusal) => refused(&refusal),
+        },
+        _ => answer(405, Body::empty()),
+    };
+    service.metrics.request(kind.path(), response.status().as_u16());
+    response
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let mut body = json!({ "errcode": refusal.errcode, "error": refusal.error });
+    if let Some(after) = refusal.retry_after {
+        body["retry_after_ms"] = Millis::try_from(after.as_millis()).unwrap_or(Millis::MAX).into();
+    }
+    let mut response = answer(refusal.status, body.to_string());
+    if let Some(after) = refusal.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs() + 1));
+    }
+    response
+}
+
+async fn body_of(body: Body, most: usize) -> Option<axum::body::Bytes> {
+    tokio::time::timeout(PATIENCE, to_bytes(body, most)).await.ok()?.ok()
+}
+
+fn closing() -> Refusal {
+    Refusal::new(503, "M_UNKNOWN", "Service is shutting down")
+}
+
+async fn post(service: &Arc<Service>, kind: Kind, body: Body) -> Result<Value, Refusal> {
+    if *service.closing.borrow() {
+        return Err(closing());
+    }
+    let body =
+        body_of(body, BODY).await.ok_or_else(|| Refusal::new(400, "M_NOT_JSON", "Error reading request"))?;
+    let asked = parse(kind, &body, service.config.strict_requests)?;
+    let full = service.has_full_access(&asked.server);
+    let user = who(service, &asked, full).await?;
+    if asked.delay.is_some() && !full {
+        let (status, errcode) =
+            if kind == Kind::Delegate { (403, "M_FORBIDDEN") } else { (400, "M_BAD_JSON") };
+        let error = "Delegation of delayed events is only supported for full access users";
+        return Err(Refusal::new(status, errcode, error));
+    }
+    let formula = service.config.formula;
+    let (room, identity) = (asked.livekit_room(formula), asked.identity(formula, &user));
+    if asked.delay.is_some() && service.homeservers.client_url(&asked.server).await.is_none() {
+        return Err(Refusal::new(400, "M_BAD_JSON", "Unable to resolve client-server API"));
+    }
+    let no_room = || Refusal::new(500, "M_UNKNOWN", "Unable to create room on SFU");
+    let client = service.homeservers.discovery.client();
+    let sfu = service.sfus.choose(&service.homeservers.discovery, &service.metrics, &room).await.map_err(
+        |error| {
+            tracing::error!(%error, "a call has no SFU");
+            no_room()
+        },
+    )?;
+    if full && kind != Kind::Delegate {
+        sfu.create_room(client, &room).await.map_err(|error| {
+            service.metrics.sfu_failed(&sfu.api);
+            tracing::error!(sfu = sfu.api, %error, "an SFU makes no room");
+            no_room()
+        })?;
+    }
+    if let Some(delay) = asked.delay {
+        if *service.closing.borrow() {
+            return Err(closing());
+        }
+        let params = Params {
+            room: room.clone(),
+            identity: identity.clone(),
+            server: asked.server,
+            delay_id: delay.id,
+            timeout: Millis::try_from(delay.timeout.as_millis()).unwrap_or(Millis::MAX).min(YEAR),
+            sfu: sfu.api.clone(),
+        };
+        let added = service.jobs.add(params).await;
+        added.map_err(|_| {
+            Refusal::new(503, "M_UNKNOWN", "Too many delayed events are looked after already")
+        })?;
+    }
+    tracing::info!(path = kind.path(), user, room, identity, full, "granted");
+    if kind == Kind::Delegate {
+        return Ok(json!({}));
+    }
+    service.metrics.token(full);
+    Ok(json!({ "url": sfu.url, "jwt": token(service, sfu, &room, &identity, full) }))
+}
+
+/// No delay is longer than this.
+const YEAR: Millis = 365 * 24 * 3600 * 1000;
+
+fn token(service: &Service, sfu: &Sfu, room: &str, identity: &str, full: bool) -> String {
+    let config = &service.config;
+    let video = Video {
+        room: Some(room),
+        room_create: Some(false),
+        room_join: Some(true),
+        can_publish: Some(full || config.restricted_users_publish),
+        can_subscribe: Some(true),
+        can_update_own_metadata: Some(config.update_own_metadata),
+        hidden: Some(false),
+        ..Video::default()
+    };
+    sfu.keys[0].token(Some(identity), &video, now(), config.token_seconds)
+}
+
+/// Who asks, as their homeserver says.
+async fn who(service: &Service, asked: &Asked, full: bool) -> Result<String, Refusal> {
+    let unauthorised = || Refusal::new(401, "M_UNAUTHORIZED", "The request could not be authorised.");
+    let limited = |after: Duration| Refusal {
+        retry_after: Some(after),
+        ..Refusal::new(429, "M_LIMIT_EXCEEDED", "Too many requests; come back later")
+    };
+    if !service.is_served(&asked.server) {
+        return Err(Refusal::new(403, "M_FORBIDDEN", "Users of this homeserver get no tokens here"));
+    }
+    if !full {
+        service.servers.ask(&asked.server, now()).map_err(limited)?;
+    }
+    let user = service.homeservers.user(&asked.server, &asked.access_token).await.map_err(|error| {
+        tracing::warn!(server = asked.server, error, "it is not known who asks");
+        unauthorised()
+    })?;
+    if asked.user_id.as_ref().is_some_and(|claimed| *claimed != user) {
+        tracing::warn!(user, claimed = asked.user_id, "somebody says to be somebody else");
+        return Err(unauthorised());
+    }
+    service.users.ask(&user, now()).map_err(limited)?;
+    Ok(user)
+}
+
+/// A message of an SFU, which is answered 200 whatever it is: the SFU would send it again and again otherwise.
+async fn webhook(
+    State(service): State<Arc<Service>>,
+    method: Method,
+    headers: HeaderMap,
+    request: Body,
+) -> StatusCode {
+    if method != Method::POST {
+        return StatusCode::METHOD_NOT_ALLOWED;
+    }
+    let outcome = match body_of(request, WEBHOOK).await {
+        Some(body) => take(&service, &headers, &body),
+        None => "unreadable",
+    };
+    service.metrics.webhook(outcome);
+    StatusCode::OK
+}
+
+fn take(service: &Service, headers: &HeaderMap, body: &[u8]) -> &'static str {
+    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let keys: Vec<Key> = service.sfus.all().iter().flat_map(|sfu| sfu.keys.clone()).collect();
+    if let Err(error) = verify_webhook(&keys, token, body, now()) {
+        tracing::warn!(%error, "a message that is said to be of an SFU is not believed");
+        return "refused";
+    }
+    let Ok(message) = serde_json::from_slice::<Value>(body) else { return "unreadable" };
+    let Some((room, identity, event)) = meaning(&message) else { return "ignored" };
+    if service.jobs.tell(room, identity, event) { "taken" } else { "ignored" }
+}
+
+/// What a message of an SFU says: about which room and whom, and what.
+fn meaning(message: &Value) -> Option<(&str, &str, Event)> {
+    let participant = &message["participant"];
+    let reason = participant.get("disconnectReason").or_else(|| participant.get("disconnect_reason"));
+    let on_purpose = reason.is_some_and(|reason| reason == "CLIENT_INITIATED" || reason == 1);
+    let event = match message["event"].as_str()? {
+        "participant_joined" => Event::Connected,
+        "participant_left" | "participant_connection_aborted" if on_purpose => Event::Left,
+        "participant_left" | "participant_connection_aborted" => Event::Aborted,
+        _ => return None,
+    };
+    Some((message["room"]["name"].as_str()?, participant["identity"].as_str()?, event))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_sfus_mean_something_to_members() {
+        let message = |event: &str, reason: Value| {
+            json!({
+                "event": event, "room": { "name": "r" },
+                "participant": { "identity": "i", "disconnectReason": reason },
+            })
+        };
+        for (event, reason, expected) in [
+            ("participant_joined", json!(null), Some(Event::Connected)),
+            ("participant_left", json!("CLIENT_INITIATED"), Some(Event::Left)),
+            ("participant_left", json!(1), Some(Event::Left)),
+            ("participant_left", json!("DUPLICATE_IDENTITY"), Some(Event::Aborted)),
+            ("participant_left", json!(null), Some(Event::Aborted)),
+            ("participant_connection_aborted", json!("JOIN_FAILURE"), Some(Event::Aborted)),
+            ("participant_connection_aborted", json!("CLIENT_INITIATED"), Some(Event::Left)),
+            ("room_started", json!(null), None),
+        ] {
+            let message = message(event, reason);
+            assert_eq!(meaning(&message), expected.map(|event| ("r", "i", event)), "{message}");
+        }
+        assert_eq!(meaning(&json!({ "event": "participant_joined" })), None);
+        assert_eq!(meaning(&json!([])), None);
+    }
+}
