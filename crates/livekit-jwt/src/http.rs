@@ -243,7 +243,184 @@ fn meaning(message: &Value) -> Option<(&str, &str, Event)> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Bytes;
+    use discovery::{Answer, Client, Limits, Settings};
+    use service::{Listener, Observed as _, bind, serve};
+
     use super::*;
+    use crate::jwt::tests::webhook_header;
+    use crate::{Config, Rate, Setup};
+
+    /// A service that listens, and whom nobody told where a homeserver or an SFU is.
+    struct Running {
+        service: Arc<Service>,
+        client: Client,
+        url: String,
+    }
+
+    fn key() -> Key {
+        Key::new("devkey", "a secret that nobody knows").unwrap()
+    }
+
+    async fn start(change: impl FnOnce(&mut Config)) -> Running {
+        let text = "sfus: [{url: 'ws://127.0.0.1:1', keys_file: x}]\nfull_access_homeservers: [full.test]\n";
+        let mut config: Config = config::document("test", text).unwrap();
+        change(&mut config);
+        let service = Service::new(Setup { config, keys: vec![vec![key()]] }).unwrap();
+        let listener = bind("listen", &"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let Listener::Tcp(socket) = &listener else { unreachable!("it is of TCP") };
+        let url = format!("http://{}", socket.local_addr().unwrap());
+        tokio::spawn(serve(listener, app(service.clone()), std::future::pending(), Duration::ZERO));
+        Running { service, client: Client::new(&Settings::default()).unwrap(), url }
+    }
+
+    impl Running {
+        async fn ask(
+            &self,
+            method: Method,
+            path: &str,
+            headers: HeaderMap,
+            body: impl Into<Bytes>,
+        ) -> Answer {
+            let limits = Limits { time: Duration::from_secs(30), bytes: 1 << 20 };
+            let url = format!("{}{path}", self.url);
+            self.client.ask_own(method, &url, headers, body.into(), limits).await.unwrap()
+        }
+
+        /// Status, code and text of a refusal, which has all headers that browsers need to read it.
+        async fn refused(&self, path: &str, body: &str) -> (u16, String) {
+            let answer = self.ask(Method::POST, path, HeaderMap::new(), body.to_owned()).await;
+            cors(&answer);
+            let json: Value = answer.json().unwrap();
+            let text = |key: &str| json[key].as_str().unwrap().to_owned();
+            (answer.status.as_u16(), format!("{}: {}", text("errcode"), text("error")))
+        }
+    }
+
+    fn cors(answer: &Answer) {
+        for (name, value) in CORS {
+            assert_eq!(answer.headers[&name], value);
+        }
+        assert_eq!(answer.headers["content-type"], "application/json");
+    }
+
+    const PATHS: [&str; 3] = ["/sfu/get", "/get_token", "/delegate_delayed_leave"];
+
+    fn body(server: &str) -> String {
+        let token = json!({ "access_token": "t", "matrix_server_name": server });
+        json!({ "room": "!r:a", "openid_token": token, "device_id": "D" }).to_string()
+    }
+
+    #[tokio::test]
+    async fn every_answer_can_be_read_by_browsers() {
+        let running = start(|_| {}).await;
+        for path in PATHS {
+            let answer = running.ask(Method::OPTIONS, path, HeaderMap::new(), "").await;
+            cors(&answer);
+            assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
+            for method in [Method::GET, Method::PUT, Method::DELETE, Method::HEAD] {
+                let answer = running.ask(method, path, HeaderMap::new(), "").await;
+                cors(&answer);
+                assert_eq!(answer.status.as_u16(), 405);
+            }
+            let not_json = (400, "M_NOT_JSON: Error reading request".to_owned());
+            assert_eq!(running.refused(path, "{").await, not_json);
+            assert_eq!(running.refused(path, &format!("\"{}\"", "x".repeat(BODY))).await, not_json);
+        }
+        let missing = (400, "M_BAD_JSON: Missing room parameter".to_owned());
+        assert_eq!(running.refused("/sfu/get", "{}").await, missing);
+        for (method, status) in [(Method::GET, 200), (Method::HEAD, 200), (Method::POST, 405)] {
+            assert_eq!(running.ask(method, "/healthz", HeaderMap::new(), "").await.status.as_u16(), status);
+        }
+        assert_eq!(running.ask(Method::GET, "/", HeaderMap::new(), "").await.status.as_u16(), 404);
+        let metrics = running.service.metrics();
+        assert!(metrics.contains(r#"requests_total{path="/sfu/get",status="405"} 4"#), "{metrics}");
+    }
+
+    #[tokio::test]
+    async fn who_is_not_known_gets_nothing() {
+        let limits = |config: &mut Config| {
+            config.denied_homeservers = vec!["bad.test".to_owned()];
+            config.limits.homeserver = Rate { per_minute: 1, burst: 2 };
+        };
+        let running = start(limits).await;
+        let unknown = (401, "M_UNAUTHORIZED: The request could not be authorised.".to_owned());
+        let forbidden = (403, "M_FORBIDDEN: Users of this homeserver get no tokens here".to_owned());
+        assert_eq!(running.refused("/sfu/get", &body("bad.test")).await, forbidden);
+        // A homeserver within the own network is not asked.
+        for server in ["127.0.0.1:1", "[::1]:1", "no name"] {
+            assert_eq!(running.refused("/sfu/get", &body(server)).await, unknown, "{server}");
+        }
+        running.refused("/sfu/get", &body("127.0.0.1:1")).await;
+        let answer = running.ask(Method::POST, "/sfu/get", HeaderMap::new(), body("127.0.0.1:1")).await;
+        cors(&answer);
+        let json: Value = answer.json().unwrap();
+        assert_eq!((answer.status.as_u16(), json["errcode"].as_str()), (429, Some("M_LIMIT_EXCEEDED")));
+        assert!(json["retry_after_ms"].as_u64().unwrap() > 50_000 && answer.headers["retry-after"] != "0");
+
+        running.service.stopping();
+        let closing = (503, "M_UNKNOWN: Service is shutting down".to_owned());
+        assert_eq!(running.refused("/sfu/get", &body("full.test")).await, closing);
+        assert!(running.service.ready().is_err());
+    }
+
+    #[tokio::test]
+    async fn sfus_are_answered_whatever_they_say() {
+        let running = start(|_| {}).await;
+        let message = r#"{"event":"participant_joined","room":{"name":"r"},"participant":{"identity":"i"}}"#;
+        let header = webhook_header(&key(), message.as_bytes(), now());
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, header.parse().unwrap())]);
+        for (headers, body) in [(headers.clone(), message), (headers, "{}"), (HeaderMap::new(), message)] {
+            assert_eq!(running.ask(Method::POST, "/sfu_webhook", headers, body).await.status.as_u16(), 200);
+        }
+        let metrics = running.service.metrics();
+        for line in [r#"webhooks_total{outcome="ignored"} 1"#, r#"webhooks_total{outcome="refused"} 2"#] {
+            assert!(metrics.contains(line), "{metrics}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_gives_way_to_the_next_however_much_happens() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("jobs.sqlite");
+        let running = start(|config| config.delayed_leaves.store = Some(store.clone())).await;
+        let jobs = &running.service.jobs;
+        let params = |delay: &str| Params {
+            room: "r".into(),
+            identity: "i".into(),
+            server: "127.0.0.1:1".into(),
+            delay_id: delay.into(),
+            timeout: 3_600_000,
+            sfu: String::new(),
+        };
+        for number in 0..20 {
+            jobs.add(params(&format!("d{number}"))).await.unwrap();
+            for _ in 0..100 {
+                assert!(jobs.tell("r", "i", Event::LookedUp(None)));
+            }
+        }
+        assert!(!jobs.tell("r", "j", Event::Connected));
+        let ended = || running.service.metrics().contains(r#"leaves_ended_total{how="replaced"} 19"#);
+        for _ in 0..500 {
+            if ended() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(ended(), "{}", running.service.metrics());
+        assert_eq!(jobs.running.lock().unwrap().len(), 1);
+        let stored = jobs.store.all().await.unwrap();
+        assert_eq!(stored.iter().map(|(job, _)| job.delay_id.as_str()).collect::<Vec<_>>(), ["d19"]);
+
+        // Another process goes on with it, and with none that is over.
+        jobs.store.save(&Params { identity: "over".into(), ..params("old") }, 1).await.unwrap();
+        running.service.stopping();
+        let next = start(|config| config.delayed_leaves.store = Some(store)).await;
+        next.service.jobs.resume().await;
+        assert!(next.service.jobs.tell("r", "i", Event::Left));
+        assert!(!next.service.jobs.tell("r", "over", Event::Left));
+        assert_eq!(next.service.jobs.store.all().await.unwrap().len(), 1);
+    }
 
     #[test]
     fn messages_of_sfus_mean_something_to_members() {
