@@ -1,13 +1,14 @@
 //! What the router routes by: an immutable value, replaced whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use model::{Address, Balance, Instance as Planned, Lookup, ROLES, Role, Stack, Topology};
-use routes::{Features, Matcher, Route, Table, well_known};
+use routes::{Features, Matcher, Route, Table, WellKnown, well_known, well_known_caching};
 
 use crate::dns::{Question, Sought};
 use crate::instance::Instance;
@@ -20,8 +21,8 @@ pub struct Snapshot {
     pub(crate) matcher: Matcher,
     pub(crate) settings: Settings,
     pub(crate) members: Vec<Member>,
-    pub(crate) well_known_client: Bytes,
-    pub(crate) well_known_server: Option<Bytes>,
+    pub(crate) well_known: BTreeMap<WellKnown, Bytes>,
+    pub(crate) well_known_caching: HeaderValue,
     pub(crate) tls: Option<Tls>,
 }
 
@@ -80,13 +81,13 @@ impl Snapshot {
             admin_open: settings.admin_api,
             features: Features::from_synapse_options(&stack.synapse.extra),
         };
-        let documents = well_known(stack);
+        let documents = well_known(stack).into_iter();
         Ok(Self {
             matcher: Matcher::compile(table, topology, &options)?,
             settings,
             members: topology.instances().iter().filter_map(Member::new).collect(),
-            well_known_client: documents.client.to_string().into(),
-            well_known_server: documents.server.map(|document| document.to_string().into()),
+            well_known: documents.map(|(which, document)| (which, document.to_string().into())).collect(),
+            well_known_caching: HeaderValue::from_str(&well_known_caching(stack)).expect("it is plain ASCII"),
             tls: None,
         })
     }

@@ -4,6 +4,7 @@
 //! that speaks no HTTP takes [`bind()`], [`observe`] and [`Signals`] by themselves.
 
 mod bind;
+pub mod documents;
 mod http;
 mod signals;
 
