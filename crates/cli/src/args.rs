@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use model::{Address, Preset};
+use model::{Address, Preset, Sources};
 
 use crate::top::Sort;
 
@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Down,
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
+    /// Look at a homeserver from outside, as other servers and as clients do, and say what to mend
+    Doctor(Doctor),
     /// Run one companion service
     #[command(subcommand)]
     Serve(Serve),
@@ -105,6 +107,34 @@ pub(crate) enum Serve {
     ///
     /// Without `--config`, it is configured by the environment variables of lk-jwt-service.
     LivekitJwt,
+    /// Serve the documents under `/.well-known/matrix/` alone
+    ///
+    /// They are those of the stack file, at its `well_known.listen`.
+    WellKnown,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The server's name [default: that of the stack file]
+    #[arg(value_name = "SERVER_NAME")]
+    pub(crate) server_name: Option<String>,
+    /// Networks outside the public internet in which it may be, such as `10.0.0.0/8`
+    #[arg(long = "allow", value_name = "NETWORK", value_parser = network)]
+    pub(crate) allowed: Vec<Sources>,
+    /// A file with certificates of authorities that are believed beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Ask this DNS server [default: those of the system]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) dns_server: Option<SocketAddr>,
+    /// Output.
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+fn network(text: &str) -> Result<Sources, String> {
+    text.to_owned().try_into()
 }
 
 /// `package-charts`.

@@ -5,6 +5,7 @@
 //! shown to people ([`Step`]). Since strangers name servers, nothing is connected to that is not of the public internet, unless
 //! [`Settings::allowed_networks`] says so.
 
+pub mod check;
 mod client;
 mod dns;
 mod guard;
