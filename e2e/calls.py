@@ -147,19 +147,22 @@ class User:
 class Service:
     """The service under test."""
 
-    def __init__(self, http: aiohttp.ClientSession, facts: dict[str, Any], sfus: list[int]) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, facts: dict[str, Any], sfus: list[int], port: str = "port", **leaves: Any
+    ) -> None:
         self.http, self.facts = http, facts
-        self.url = f"http://127.0.0.1:{facts['port']}"
-        self.file = Path(facts["directory"]) / "livekit-jwt.yaml"
+        self.url = f"http://127.0.0.1:{facts[port]}"
+        self.file = Path(facts["directory"]) / f"livekit-jwt-{port}.yaml"
+        leaves = leaves or {"store": str(self.file.with_name("jobs.sqlite")), "check_seconds": 1}
         keys = Path(facts["directory"]) / "keys"
         keys.write_text("".join(f"{name}: {secret}\n" for name, secret in KEYS.items()))
         keys.chmod(0o600)
         self.file.write_text(json.dumps({
-            "listen": f"127.0.0.1:{facts['port']}",
+            "listen": f"127.0.0.1:{facts[port]}",
             "sfus": [{"url": f"ws://127.0.0.1:{port}/sfu", "keys_file": str(keys)} for port in sfus],
             "full_access_homeservers": [facts["a"]["name"]],
             "restricted_users_publish": False,
-            "delayed_leaves": {"store": str(keys.with_name("jobs.sqlite")), "check_seconds": 1},
+            "delayed_leaves": leaves,
             "limits": {"user": {"per_minute": 0, "burst": 1}, "homeserver": {"per_minute": 0, "burst": 1}},
             "federation": {"allowed_networks": ["127.0.0.0/8"], "ca_file": facts["ca_file"]},
         }))
@@ -242,6 +245,49 @@ async def tokens(service: Service, sfu: Recorder, ann: User, bob: User, room: st
     await service.refused("/delegate_delayed_leave", bob.body(room, **delay), 403, "M_FORBIDDEN")
 
 
+async def restarted(ann: User, delay_id: str, since: int) -> int:
+    """Waits until the homeserver has begun to wait anew."""
+    async def ask() -> int | None:
+        begun = await ann.since(delay_id)
+        return begun if begun and begun > since else None
+    return await until("the leave is restarted", ask)
+
+
+async def shared(one: Service, other: Service, sfu: Recorder, ann: User, room: str) -> None:
+    """Two processes with one Valkey: what one is told concerns both, and each goes on where the other ends."""
+    name, who = hashed(room, "m.call#ROOM"), ann.identity()
+
+    async def delegated(service: Service, key: str) -> tuple[str, int]:
+        delay_id = await ann.delayed(room, key)
+        since = await ann.since(delay_id)
+        await asyncio.sleep(0.01)
+        await service.post("/get_token", ann.body(room, delay_id=delay_id, delay_timeout=DELAY))
+        return delay_id, since
+
+    delay_id, since = await delegated(one, "told-the-other")
+    await asyncio.sleep(1)
+    check(await ann.since(delay_id) == since, "nobody has joined yet")
+    await other.webhook("new", "participant_joined", name, who)
+    since = await restarted(ann, delay_id, since)
+    sfu.there.add((name, who))
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        await one.stop(how)
+        since = await restarted(ann, delay_id, since)
+        await one.start()
+        one, other = other, one
+    await one.webhook("old", "participant_left", name, who, disconnectReason="CLIENT_INITIATED")
+    await until("the leave is sent", lambda: ann.has_left(room, "told-the-other"))
+
+    # The same member's next one, at the other.
+    first, _ = await delegated(one, "one")
+    second, since = await delegated(other, "other")
+    await restarted(ann, second, since)
+    await one.webhook("new", "participant_left", name, who, disconnectReason="CLIENT_INITIATED")
+    await until("the leave is sent", lambda: ann.has_left(room, "other"))
+    await one.stop()
+    await other.stop()
+
+
 async def leaves(service: Service, sfu: Recorder, ann: User, room: str) -> None:
     """Delayed leaves of a real homeserver, held up while somebody is there and sent when they go."""
     name, who = hashed(room, "m.call#ROOM"), ann.identity()
@@ -255,25 +301,20 @@ async def leaves(service: Service, sfu: Recorder, ann: User, room: str) -> None:
         check(path == "/get_token" or done == {}, done)
         return delay_id, since
 
-    async def restarted(delay_id: str, since: int) -> None:
-        async def ask() -> bool:
-            return (await ann.since(delay_id) or since) > since
-        await until("the leave is restarted", ask)
-
     async def left(key: str) -> None:
         await until(f"the leave {key} is sent", lambda: ann.has_left(room, key))
 
     # Told by the SFU, whose older key signs.
     delay_id, since = await delegated("told")
     await service.webhook("old", "participant_joined", name, who)
-    await restarted(delay_id, since)
+    await restarted(ann, delay_id, since)
     sfu.there.add((name, who))
     await service.webhook("new", "participant_left", name, who, disconnectReason="CLIENT_INITIATED")
     await left("told")
 
     # Found by asking; and gone without a word.
     delay_id, since = await delegated("found", "/delegate_delayed_leave")
-    await restarted(delay_id, since)
+    await restarted(ann, delay_id, since)
     check(not await ann.has_left(room, "found"), "nobody has left")
     sfu.there.clear()
     await left("found")
@@ -282,18 +323,18 @@ async def leaves(service: Service, sfu: Recorder, ann: User, room: str) -> None:
     for key, how in [("stopped", signal.SIGTERM), ("killed", signal.SIGKILL)]:
         sfu.there.add((name, who))
         delay_id, since = await delegated(key)
-        await restarted(delay_id, since)
+        await restarted(ann, delay_id, since)
         since = await ann.since(delay_id)
         await service.stop(how)
         await service.start()
-        await restarted(delay_id, since)
+        await restarted(ann, delay_id, since)
         await service.webhook("new", "participant_left", name, who, disconnectReason="CLIENT_INITIATED")
         await left(key)
 
     # A second one takes the first one's place, which the homeserver goes on to wait for.
     first, _ = await delegated("first")
     second, since = await delegated("second")
-    await restarted(second, since)
+    await restarted(ann, second, since)
     await service.webhook("new", "participant_left", name, who, disconnectReason="DUPLICATE_IDENTITY")
     await left("second")
     check(await ann.since(first), "nobody cares for the first any more")
@@ -324,6 +365,7 @@ async def main() -> None:
         room = (await ann.ask("POST", "/_matrix/client/v3/createRoom", {}))["room_id"]
         service = Service(http, facts, ports[:1])
         await service.start()
+        started = [service]
         try:
             await tokens(service, first, ann, bob, room)
             await leaves(service, first, ann, room)
@@ -336,11 +378,19 @@ async def main() -> None:
             await service.stop()
             service = Service(http, facts, ports)
             await service.start()
+            started.append(service)
             await several(service, first, second, ann, ports)
             await service.stop()
+            first.rooms, first.there = {}, set()
+            both = [Service(http, facts, ports[:1], port, valkey=facts["valkey"]) for port in ("port", "other_port")]
+            for one in both:
+                await one.start()
+                started.append(one)
+            await shared(both[0], both[1], first, ann, room)
         finally:
-            if service.process.returncode is None:
-                service.process.kill()
+            for service in started:
+                if service.process.returncode is None:
+                    service.process.kill()
     print(f"{len(first.created) + len(second.created)} rooms made, {first.asked} lookups of members")
 
 

@@ -108,6 +108,16 @@ pub struct DelayedLeaves {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"/var/lib/matrix-stack/livekit-jwt.sqlite")]
     pub store: Option<PathBuf>,
+    /// The URL of a Valkey or Redis that keeps them instead, as `redis://HOST:PORT/DATABASE` or `redis+unix:///PATH`. Several
+    /// processes with the same one share the work, and what one is told by an SFU concerns all. The format is
+    /// lk-jwt-service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"redis://127.0.0.1:6379/0")]
+    pub valkey: Option<String>,
+    /// The file with its password, of mode 0600.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/etc/matrix-stack/valkey-password")]
+    pub valkey_password_file: Option<PathBuf>,
     /// How often the SFU is asked whether a member is still there, in seconds, for webhooks that were lost. 0: never.
     #[schemars(range(max = 86_400))]
     pub check_seconds: u64,
@@ -188,8 +198,8 @@ impl Setup {
         Self { config, keys }.checked()
     }
 
-    /// The configuration that lk-jwt-service would have with these environment variables. What it calls `LIVEKIT_REDIS_URL` is
-    /// `MATRIX_STACK_LIVEKIT_JWT_STORE` here, the path of a file.
+    /// The configuration that lk-jwt-service would have with these environment variables. Beside `LIVEKIT_REDIS_URL` there is
+    /// `MATRIX_STACK_LIVEKIT_JWT_STORE`, the path of a file.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let url = variable("LIVEKIT_URL").ok_or_else(|| {
@@ -259,6 +269,8 @@ impl Setup {
             update_own_metadata: variable("LIVEKIT_CAN_UPDATE_OWN_METADATA").as_deref() == Some("true"),
             delayed_leaves: DelayedLeaves {
                 store: variable("MATRIX_STACK_LIVEKIT_JWT_STORE").map(PathBuf::from),
+                valkey: variable("LIVEKIT_REDIS_URL"),
+                valkey_password_file: None,
                 check_seconds,
             },
             limits: Limits::default(),
@@ -268,8 +280,16 @@ impl Setup {
     }
 
     fn checked(self) -> Result<Self, ConfigError> {
-        let Config { listen, metrics, sfus, homeservers, full_access_homeservers, token_seconds, .. } =
-            &self.config;
+        let Config {
+            listen,
+            metrics,
+            sfus,
+            homeservers,
+            full_access_homeservers,
+            token_seconds,
+            delayed_leaves,
+            ..
+        } = &self.config;
         address("listen", listen)?;
         if let Some(metrics) = metrics {
             address("metrics", metrics)?;
@@ -287,6 +307,9 @@ impl Setup {
                 "full_access_homeservers",
                 "`*` means all, and stands alone; remove it or the others",
             ));
+        }
+        if delayed_leaves.valkey.is_some() && delayed_leaves.store.is_some() {
+            return Err(wrong("delayed_leaves", "both `store` and `valkey` are set; remove one of them"));
         }
         if !(60..=86_400).contains(token_seconds) {
             return Err(wrong("token_seconds", "it is not from 60 to 86400"));

@@ -76,7 +76,7 @@ impl End {
 }
 
 /// What may happen to a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Event {
     /// The SFU says that the member has come.
     Connected,
@@ -95,7 +95,7 @@ pub(crate) enum Event {
 }
 
 /// What the homeserver said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Answered {
     /// It has done so.
     Done,

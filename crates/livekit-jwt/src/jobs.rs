@@ -11,7 +11,8 @@ use crate::homeserver::Homeservers;
 use crate::job::{Action, End, Event, Job, Params, State};
 use crate::metrics::Metrics;
 use crate::sfus::Sfus;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
+use crate::valkey::RENEWED;
 use crate::{Millis, now};
 
 /// How many there may be at once.
@@ -38,6 +39,7 @@ pub(crate) struct Jobs {
 /// One that runs.
 #[derive(Debug)]
 pub(crate) struct Handle {
+    params: Params,
     number: u64,
     events: mpsc::Sender<Event>,
     /// Beside the events, which may be full.
@@ -51,7 +53,11 @@ pub(crate) struct TooMany;
 impl Jobs {
     /// Goes on with what is stored, and forgets what is over.
     pub(crate) async fn resume(self: &Arc<Self>) {
-        let jobs = match self.store.all().await {
+        let running = |job: &Params| {
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.contains_key(&(job.room.clone(), job.identity.clone()))
+        };
+        let jobs = match self.store.all(running).await {
             Ok(jobs) => jobs,
             Err(error) => {
                 self.metrics.store_failures.inc();
@@ -83,8 +89,82 @@ impl Jobs {
         let job = Job::new(params, now(), self.check_every);
         let (params, restarted) = (job.params.clone(), job.restarted());
         // Before it runs: should it end at once, it is forgotten after that.
-        self.keep(&params, restarted).await;
+        if let Err(error) = self.store.add(&params, restarted).await {
+            self.not_kept(&error);
+        }
         self.start(job)
+    }
+
+    /// Shares the work with other processes, where the store is shared, until the service stops; then leaves all to them.
+    pub(crate) async fn share(self: &Arc<Self>) {
+        let Some(valkey) = self.store.shared() else { return };
+        let mut closing = self.closing.clone();
+        let hearing = tokio::spawn(self.clone().hear());
+        while !*closing.borrow() {
+            tokio::select! {
+                _ = closing.wait_for(|closing| *closing) => break,
+                () = sleep(RENEWED) => {}
+            }
+            for (params, replaced) in self.all_running() {
+                match valkey.renew(&params).await {
+                    Ok(true) => {}
+                    // The member's next job is another's.
+                    Ok(false) => replaced.notify_one(),
+                    Err(error) => {
+                        self.metrics.store_failures.inc();
+                        tracing::warn!(%error, "delayed leaves are not shared at the moment");
+                        break;
+                    }
+                }
+            }
+            self.resume().await;
+        }
+        hearing.abort();
+        for (params, _) in self.all_running() {
+            if valkey.release(&params, false).await.is_err() {
+                // Others find out when the leases are over.
+                break;
+            }
+        }
+    }
+
+    fn all_running(&self) -> Vec<(Params, Arc<Notify>)> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.values().map(|handle| (handle.params.clone(), handle.replaced.clone())).collect()
+    }
+
+    /// Takes note of what SFUs have told other processes.
+    async fn hear(self: Arc<Self>) {
+        let Some(valkey) = self.store.shared() else { return };
+        loop {
+            let hear = |text: &str| {
+                if let Ok((room, identity, event)) = serde_json::from_str::<(String, String, Event)>(text) {
+                    self.tell(&room, &identity, event);
+                }
+            };
+            if let Err(error) = valkey.listen(hear).await {
+                tracing::warn!(%error, "what SFUs tell other processes is not heard at the moment");
+            }
+            sleep(RENEWED).await;
+        }
+    }
+
+    /// Tells other processes what an SFU says, if there may be any.
+    pub(crate) fn pass_on(self: &Arc<Self>, room: &str, identity: &str, event: Event) -> bool {
+        if self.store.shared().is_none() {
+            return false;
+        }
+        let Ok(text) = serde_json::to_string(&(room, identity, event)) else { return false };
+        let all = self.clone();
+        tokio::spawn(async move {
+            if let Some(valkey) = all.store.shared()
+                && let Err(error) = valkey.publish(&text).await
+            {
+                all.metrics.store_failures.inc();
+                tracing::warn!(%error, "other processes are not told what an SFU says");
+            }
+        });
+        true
     }
 
     fn start(self: &Arc<Self>, job: Job) -> Result<(), TooMany> {
@@ -96,7 +176,7 @@ impl Jobs {
         if number == 0 && running.len() >= MOST {
             return Err(TooMany);
         }
-        let handle = Handle { number, events, replaced: replaced.clone() };
+        let handle = Handle { params: job.params.clone(), number, events, replaced: replaced.clone() };
         if let Some(old) = running.insert(name.clone(), handle) {
             old.replaced.notify_one();
         }
@@ -118,9 +198,7 @@ impl Jobs {
                 end = end.name(),
                 "a delayed leave is looked after no more"
             );
-            if end == End::Replaced {
-                return;
-            }
+            // Where the next one runs here, it has the name now; where it runs elsewhere, the store is that one's.
             let own = {
                 let mut running = all.running.lock().unwrap_or_else(PoisonError::into_inner);
                 let own = running.get(&name).is_some_and(|handle| handle.number == number);
@@ -131,7 +209,7 @@ impl Jobs {
                 own
             };
             // Otherwise it is another's by now.
-            if own {
+            if own && end != End::Replaced {
                 all.forget(&params).await;
             }
         });
@@ -198,9 +276,13 @@ impl Jobs {
 
     async fn keep(&self, params: &Params, restarted: Millis) {
         if let Err(error) = self.store.save(params, restarted).await {
-            self.metrics.store_failures.inc();
-            tracing::error!(%error, "a delayed leave is not stored; it is forgotten when the service stops");
+            self.not_kept(&error);
         }
+    }
+
+    fn not_kept(&self, error: &StoreError) {
+        self.metrics.store_failures.inc();
+        tracing::error!(%error, "a delayed leave is not stored; it is forgotten when the service stops");
     }
 
     async fn forget(&self, params: &Params) {

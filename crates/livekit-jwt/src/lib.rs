@@ -13,9 +13,11 @@ mod jwt;
 mod limit;
 mod metrics;
 mod request;
+mod resp;
 mod sfu;
 mod sfus;
 mod store;
+mod valkey;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -85,7 +87,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    fn new(setup: Setup) -> Result<Arc<Self>, StartError> {
+    async fn new(setup: Setup) -> Result<Arc<Self>, StartError> {
         let Setup { config, keys } = setup;
         let homeservers = Arc::new(Homeservers {
             discovery: Arc::new(Discovery::new(&config.federation)?),
@@ -103,7 +105,7 @@ impl Service {
             homeservers: homeservers.clone(),
             sfus: sfus.clone(),
             metrics: metrics.clone(),
-            store: Store::open(config.delayed_leaves.store.as_deref())?,
+            store: Store::of(&config.delayed_leaves).await?,
             check_every: config.delayed_leaves.check_seconds * 1000,
             closing: closed,
             running: Mutex::new(HashMap::new()),
@@ -145,7 +147,7 @@ impl Observed for Service {
 pub async fn run(setup: Setup) -> Result<(), StartError> {
     let listen = config::address("listen", &setup.config.listen)?;
     let metrics = setup.config.metrics.as_ref().map(|text| config::address("metrics", text)).transpose()?;
-    let service = Service::new(setup)?;
+    let service = Service::new(setup).await?;
     let signals = Signals::new().map_err(StartError::Signals)?;
     let listener = bind("listen", &listen).await?;
     let metrics = match metrics {
@@ -153,9 +155,13 @@ pub async fn run(setup: Setup) -> Result<(), StartError> {
         None => None,
     };
     service.jobs.resume().await;
+    let jobs = service.jobs.clone();
+    let sharing = tokio::spawn(async move { jobs.share().await });
     tracing::info!(address = %listen, "LiveKit tokens are given out");
     let app = http::app(service.clone());
     let reload = || Err("this service reads its configuration when it starts; restart it".to_owned());
     service::run(Http { listener, app, metrics }, service, signals, reload).await;
+    // It does not panic.
+    let _ = sharing.await;
     Ok(())
 }

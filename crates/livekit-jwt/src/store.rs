@@ -7,7 +7,10 @@ use rusqlite::{Connection, params};
 use tokio::task::spawn_blocking;
 
 use crate::Millis;
+use crate::config::DelayedLeaves;
 use crate::job::Params;
+use crate::resp::Place;
+use crate::valkey::Valkey;
 
 /// Jobs, each with the time at which its homeserver began to wait.
 #[derive(Clone, Debug)]
@@ -16,6 +19,8 @@ pub(crate) enum Store {
     Nowhere,
     /// In a file of `SQLite`.
     File(Arc<Mutex<Connection>>),
+    /// In Valkey, which other processes use as well.
+    Valkey(Arc<Valkey>),
 }
 
 /// Jobs cannot be kept.
@@ -29,14 +34,53 @@ pub enum StoreError {
         /// Why not.
         error: rusqlite::Error,
     },
+    /// Valkey does not answer.
+    #[error(
+        "delayed_leaves.valkey: {error}; name a Valkey or Redis that can be reached, and its password's file if it has one"
+    )]
+    Connect {
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The password of Valkey cannot be read.
+    #[error("delayed_leaves.valkey_password_file: {0}")]
+    Password(#[from] config::secrets::SecretError),
     /// A query failed.
     #[error("the stored delayed leaves: {0}")]
     Query(#[from] rusqlite::Error),
+    /// A command failed.
+    #[error("the stored delayed leaves: {0}")]
+    Command(#[from] std::io::Error),
 }
 
 impl Store {
+    /// The store that a configuration names.
+    pub(crate) async fn of(settings: &DelayedLeaves) -> Result<Self, StoreError> {
+        let Some(url) = &settings.valkey else { return Self::open(settings.store.as_deref()) };
+        let password = settings.valkey_password_file.as_deref().map(config::secrets::read).transpose()?;
+        // Nobody has to guess it.
+        let mut own = [0; 8];
+        let _ = getrandom::fill(&mut own);
+        let own = format!("{}-{}", std::process::id(), hex::encode(own));
+        let failed = |error| StoreError::Connect { error };
+        let mut place = Place::parse(url).ok_or_else(|| {
+            failed(std::io::Error::other(
+                "it is not written as `redis://HOST:PORT/DATABASE` or `redis+unix:///PATH`",
+            ))
+        })?;
+        if let Some(password) = password {
+            place.password = Some(password.expose().to_owned());
+        }
+        Ok(Self::Valkey(Arc::new(Valkey::connect(place, own).await.map_err(failed)?)))
+    }
+
+    /// What several processes share, if they do.
+    pub(crate) fn shared(&self) -> Option<&Valkey> {
+        if let Self::Valkey(valkey) = self { Some(valkey) } else { None }
+    }
+
     /// Opens a file, and makes it if need be.
-    pub(crate) fn open(path: Option<&Path>) -> Result<Self, StoreError> {
+    fn open(path: Option<&Path>) -> Result<Self, StoreError> {
         let Some(path) = path else { return Ok(Self::Nowhere) };
         let open = || {
             let connection = Connection::open(path)?;
@@ -54,8 +98,14 @@ impl Store {
         Ok(Self::File(Arc::new(Mutex::new(connection))))
     }
 
-    /// All jobs. What cannot be read is left out.
-    pub(crate) async fn all(&self) -> Result<Vec<(Params, Millis)>, StoreError> {
+    /// All jobs that are not `running` here and that nobody else looks after. What cannot be read is left out.
+    pub(crate) async fn all(
+        &self,
+        running: impl Fn(&Params) -> bool,
+    ) -> Result<Vec<(Params, Millis)>, StoreError> {
+        if let Self::Valkey(valkey) = self {
+            return Ok(valkey.claim(running).await?);
+        }
         self.with(|connection| {
             let mut query = connection.prepare("SELECT params, restarted FROM jobs")?;
             let rows = query.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
@@ -71,8 +121,19 @@ impl Store {
         .await
     }
 
-    /// Keeps a job, in place of another of the same member.
+    /// Keeps a new job, in place of another of the same member.
+    pub(crate) async fn add(&self, job: &Params, restarted: Millis) -> Result<(), StoreError> {
+        match self {
+            Self::Valkey(valkey) => Ok(valkey.add(job, restarted).await?),
+            _ => self.save(job, restarted).await,
+        }
+    }
+
+    /// Keeps what has changed of a job.
     pub(crate) async fn save(&self, job: &Params, restarted: Millis) -> Result<(), StoreError> {
+        if let Self::Valkey(valkey) = self {
+            return Ok(valkey.save(job, restarted).await?);
+        }
         let job = job.clone();
         self.with(move |connection| {
             let text = serde_json::to_string(&job).unwrap_or_default();
@@ -88,6 +149,9 @@ impl Store {
 
     /// Forgets a job.
     pub(crate) async fn remove(&self, job: &Params) -> Result<(), StoreError> {
+        if let Self::Valkey(valkey) = self {
+            return Ok(valkey.release(job, true).await?);
+        }
         let (room, identity) = (job.room.clone(), job.identity.clone());
         self.with(move |connection| {
             connection
@@ -136,13 +200,13 @@ mod tests {
         store.save(&job("k", "d4"), 8).await.unwrap();
         store.remove(&job("k", "d4")).await.unwrap();
         drop(store);
-        let mut jobs = Store::open(Some(&path)).unwrap().all().await.unwrap();
+        let mut jobs = Store::open(Some(&path)).unwrap().all(|_| false).await.unwrap();
         jobs.sort_by_key(|(_, restarted)| *restarted);
         assert_eq!(jobs, [(job("i", "d2"), 6), (job("j", "d3"), 7)]);
 
         let nowhere = Store::open(None).unwrap();
         nowhere.save(&job("i", "d"), 5).await.unwrap();
-        assert_eq!(nowhere.all().await.unwrap(), []);
+        assert_eq!(nowhere.all(|_| false).await.unwrap(), []);
         let error = Store::open(Some(&directory.path().join("no/such"))).unwrap_err().to_string();
         assert!(error.contains("in a directory that exists"), "{error}");
     }

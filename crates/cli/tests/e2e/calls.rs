@@ -28,6 +28,9 @@ pub(crate) fn users_of_two_stacks_get_tokens_for_calls() {
         "directory": directory,
         "ca_file": ca,
         "port": a.livekit,
+        "other_port": free_port(),
+        // The stack's own, which has room for more.
+        "valkey": format!("redis+unix://{}", a.stack.data().join("run/valkey/valkey.sock").display()),
         "a": { "name": a.name, "url": a.stack.url() },
         "b": { "name": b.name, "url": b.stack.url() },
         // While the service runs.
