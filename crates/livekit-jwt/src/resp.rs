@@ -1,5 +1,6 @@
 //! The protocol of Valkey and Redis (RESP 2), as far as a few commands need it.
 
+use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
@@ -111,7 +112,8 @@ impl Connection {
     pub(crate) async fn ask(&mut self, words: &[&str]) -> io::Result<Reply> {
         let mut text = format!("*{}\r\n", words.len());
         for word in words {
-            text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            // Writing to a string cannot fail.
+            let _ = write!(text, "${}\r\n{word}\r\n", word.len());
         }
         let asked = async {
             self.0.write_all(text.as_bytes()).await?;

@@ -31,7 +31,7 @@ fn check(bench: &Bench, client: &mut Client, method: &str, target: &str) {
         }
         Decision::WellKnown(which) => {
             let stack = bench.topology.stack();
-            let Some(wanted) = well_known(stack).get(&which).map(ToString::to_string) else {
+            let Some(wanted) = well_known(stack).get(which).map(ToString::to_string) else {
                 return unrecognized(bench, method, target, &response);
             };
             assert_eq!(response.header("cache-control"), well_known_caching(stack), "{}", said());
