@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use model::{Address, Preset};
+use model::{Address, Preset, Sources};
 
 use crate::top::Sort;
 
@@ -70,6 +70,11 @@ pub(crate) enum Command {
     Down,
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
+    /// Look at a homeserver from outside, as other servers and as clients do, and say what to mend
+    Doctor(Doctor),
+    /// Run one companion service
+    #[command(subcommand)]
+    Serve(Serve),
     /// Bring the pods of a release on Kubernetes to its stack, in the planner's order
     Rollout(Rollout),
     /// Install what the stack runs, and make its directories and secrets, but start nothing
@@ -93,6 +98,43 @@ pub(crate) enum Command {
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `serve`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Serve {
+    /// Give out LiveKit tokens to users of Matrix homeservers
+    ///
+    /// Without `--config`, it is configured by the environment variables of lk-jwt-service.
+    LivekitJwt,
+    /// Serve the documents under `/.well-known/matrix/` alone
+    ///
+    /// They are those of the stack file, at its `well_known.listen`.
+    WellKnown,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The server's name [default: that of the stack file]
+    #[arg(value_name = "SERVER_NAME")]
+    pub(crate) server_name: Option<String>,
+    /// Networks outside the public internet in which it may be, such as `10.0.0.0/8`
+    #[arg(long = "allow", value_name = "NETWORK", value_parser = network)]
+    pub(crate) allowed: Vec<Sources>,
+    /// A file with certificates of authorities that are believed beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Ask this DNS server [default: those of the system]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) dns_server: Option<SocketAddr>,
+    /// Output.
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+fn network(text: &str) -> Result<Sources, String> {
+    text.to_owned().try_into()
 }
 
 /// `package-charts`.

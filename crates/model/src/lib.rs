@@ -26,9 +26,9 @@ pub use sizing::{
     Estimate, Machine, Recommendation, Share, UserLoad, choose_preset, estimate, recommend, share,
 };
 pub use stack::{
-    Caches, Database, Federation, Hosts, InvalidServerName, Listen, ListenAddress, Lookup,
-    MAX_WORKERS_PER_GROUP, Media, Network, NotAnAddress, OWNED_SYNAPSE_OPTIONS, Pool, Pools, Postgres,
-    ProxyProtocol, Redis, RedisServer, Registration, SecretSource, Secrets, ServerName, Sources, Stack,
-    Synapse, Tcp, Tls, WellKnown, WorkerGroup,
+    Authentication, Caches, Contact, Database, EncryptionHints, Federation, Hosts, InvalidServerName, Listen,
+    ListenAddress, Lookup, MAX_WORKERS_PER_GROUP, Media, Network, NotAnAddress, OWNED_SYNAPSE_OPTIONS, Pool,
+    Pools, Postgres, ProxyProtocol, Redis, RedisServer, Registration, SecretSource, Secrets, ServerName,
+    Sources, Stack, Support, Synapse, Tcp, Tls, WellKnown, WorkerGroup,
 };
 pub use topology::{Address, App, Group, Instance, Replicas, Topology, Violation};

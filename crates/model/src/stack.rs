@@ -318,7 +318,7 @@ pub struct ProxyProtocol {
 impl ProxyProtocol {
     /// Whether somebody at this address is believed.
     pub fn allows(&self, address: IpAddr) -> bool {
-        self.from.is_empty() || self.from.iter().any(|sources| sources.0.contains(&address))
+        self.from.is_empty() || self.from.iter().any(|sources| sources.contains(address))
     }
 }
 
@@ -326,6 +326,13 @@ impl ProxyProtocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Sources(IpNet);
+
+impl Sources {
+    /// Whether an address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address)
+    }
+}
 
 impl TryFrom<String> for Sources {
     type Error = String;
@@ -693,7 +700,7 @@ impl Default for Federation {
 }
 
 /// The documents under `/.well-known/matrix/`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WellKnown {
     /// Where other servers reach this one: the `m.server` of `/.well-known/matrix/server`, such as
@@ -701,10 +708,133 @@ pub struct WellKnown {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"matrix.example.org:443")]
     pub server: Option<String>,
-    /// Members to add to `/.well-known/matrix/client`, beside `m.homeserver`.
+    /// Members to add to `/.well-known/matrix/client`, beside `m.homeserver` and what the fields below make; where both have
+    /// one, this one counts.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
-    #[schemars(extend("examples" = [{"m.identity_server": {"base_url": "https://identity.example.org"}}]))]
+    #[schemars(extend("examples" = [{"org.example.setting": {"enabled": true}}]))]
     pub client: serde_json::Map<String, serde_json::Value>,
+    /// The URL of the identity server that clients use (`m.identity_server`). Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"https://identity.example.org")]
+    pub identity_server: Option<String>,
+    /// The URLs of services that give out LiveKit tokens for calls, such as `matrix-stack serve livekit-jwt`, best first
+    /// (`org.matrix.msc4143.rtc_foci`). Default: none, so that clients have no calls of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("examples" = [["https://livekit-jwt.example.org"]]))]
+    pub livekit: Vec<String>,
+    /// Where users sign in, if not at the homeserver (`org.matrix.msc2965.authentication`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<Authentication>,
+    /// What clients of Element's do about encryption (`io.element.e2ee`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionHints>,
+    /// The URL of a style for maps (`m.tile_server`). Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"https://maps.example.org/style.json")]
+    pub tile_server: Option<String>,
+    /// The domain of a Jitsi for calls of the old kind (`im.vector.riot.jitsi`). Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"meet.example.org")]
+    pub jitsi: Option<String>,
+    /// Whom to turn to about this server: `/.well-known/matrix/support`. Default: there is no such document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub support: Option<Support>,
+    /// The document at `/.well-known/matrix/openid-configuration`, as it stands here. Default: there is none.
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    #[schemars(extend("examples" = [{"issuer": "https://auth.example.org/"}]))]
+    pub openid_configuration: serde_json::Map<String, serde_json::Value>,
+    /// How long others may keep the documents, in seconds. Other servers keep that for two days at most.
+    #[schemars(range(max = 31_536_000))]
+    pub max_age: u32,
+    /// Where `matrix-stack serve well-known` serves the documents alone, for a proxy in front of `server_name` where the
+    /// stack itself is elsewhere.
+    #[schemars(example = &"127.0.0.1:8090")]
+    pub listen: String,
+}
+
+impl Default for WellKnown {
+    fn default() -> Self {
+        Self {
+            server: None,
+            client: serde_json::Map::new(),
+            identity_server: None,
+            livekit: Vec::new(),
+            authentication: None,
+            encryption: None,
+            tile_server: None,
+            jitsi: None,
+            support: None,
+            openid_configuration: serde_json::Map::new(),
+            max_age: 3600,
+            listen: "127.0.0.1:8090".to_owned(),
+        }
+    }
+}
+
+/// Where users sign in (MSC2965).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Authentication {
+    /// The issuer's URL.
+    #[schemars(example = &"https://auth.example.org/")]
+    pub issuer: String,
+    /// The URL where users manage their accounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"https://auth.example.org/account")]
+    pub account: Option<String>,
+}
+
+/// What clients of Element's do about encryption. What is not said, they decide by themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncryptionHints {
+    /// Whether new private rooms are encrypted unless somebody decides otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true)]
+    pub default: Option<bool>,
+    /// Whether nobody can go on without a backup of their keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true)]
+    pub secure_backup_required: Option<bool>,
+    /// The ways to set up such a backup: `key`, `passphrase`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [["key"]]))]
+    pub secure_backup_setup_methods: Option<Vec<String>>,
+    /// Whether nobody can make an encrypted room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = false)]
+    pub force_disable: Option<bool>,
+}
+
+/// Whom to turn to about a server (MSC1929).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Support {
+    /// People.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("examples" = [[{"role": "admin", "matrix_id": "@admin:example.org"}]]))]
+    pub contacts: Vec<Contact>,
+    /// The URL of a page for users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"https://example.org/help")]
+    pub page: Option<String>,
+}
+
+/// Somebody to turn to, by Matrix or by mail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Contact {
+    /// What for: `admin`, `security`, or another role in full.
+    #[schemars(example = &"admin")]
+    pub role: String,
+    /// Their Matrix ID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"@admin:example.org")]
+    pub matrix_id: Option<String>,
+    /// Their mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"admin@example.org")]
+    pub email_address: Option<String>,
 }
 
 /// Secrets that you bring as files. Each file holds the secret alone; white space around it is not part of it.

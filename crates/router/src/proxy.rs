@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CACHE_CONTROL;
 use http::{Method, Response, StatusCode};
 use routes::{Class, ClassId, Decision, Forward, WellKnown};
 use tokio::time::{Instant, sleep};
@@ -329,14 +330,14 @@ impl Exchange<'_> {
     }
 
     fn well_known(&self, active: &Active, document: WellKnown) -> Result<Response<Bytes>, Failure> {
-        let text = match document {
-            WellKnown::Client => Some(&active.snapshot.well_known_client),
-            WellKnown::Server => active.snapshot.well_known_server.as_ref(),
-        };
+        let snapshot = &active.snapshot;
+        let text = snapshot.well_known.get(&document).ok_or(Failure::NotFound);
         match self.head.method {
             Method::OPTIONS => Ok(answer::preflight()),
             Method::GET | Method::HEAD => {
-                text.map(|text| answer::document(StatusCode::OK, text.clone())).ok_or(Failure::NotFound)
+                let mut response = answer::document(StatusCode::OK, text?.clone());
+                response.headers_mut().insert(CACHE_CONTROL, snapshot.well_known_caching.clone());
+                Ok(response)
             }
             _ => Err(Failure::NotFound),
         }

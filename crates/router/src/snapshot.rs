@@ -1,14 +1,15 @@
 //! What the router routes by: an immutable value, replaced whole.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use model::{Address, Balance, Instance as Planned, Lookup, ROLES, Role, Stack, Topology};
-use routes::{Features, Matcher, Route, Table, well_known};
+use routes::{Features, Matcher, Route, Table, WellKnown, well_known, well_known_caching};
 
 use crate::dns::{Question, Sought};
 use crate::instance::Instance;
@@ -23,8 +24,8 @@ pub struct Snapshot {
     pub(crate) members: Vec<Member>,
     /// The services beside Synapse: the path, the name and the address of each.
     pub(crate) companions: Vec<(String, String, Address)>,
-    pub(crate) well_known_client: Bytes,
-    pub(crate) well_known_server: Option<Bytes>,
+    pub(crate) well_known: BTreeMap<WellKnown, Bytes>,
+    pub(crate) well_known_caching: HeaderValue,
     pub(crate) tls: Option<Tls>,
 }
 
@@ -83,7 +84,7 @@ impl Snapshot {
             admin_open: settings.admin_api,
             features: Features::from_synapse_options(&stack.synapse.extra),
         };
-        let documents = well_known(stack);
+        let documents = well_known(stack).into_iter();
         Ok(Self {
             matcher: Matcher::compile(table, topology, &options)?,
             settings,
@@ -93,8 +94,8 @@ impl Snapshot {
                 .iter()
                 .filter_map(|c| Some((c.path.clone()?, c.kind.name().to_owned(), c.address.clone()?)))
                 .collect(),
-            well_known_client: documents.client.to_string().into(),
-            well_known_server: documents.server.map(|document| document.to_string().into()),
+            well_known: documents.map(|(which, document)| (which, document.to_string().into())).collect(),
+            well_known_caching: HeaderValue::from_str(&well_known_caching(stack)).expect("it is plain ASCII"),
             tls: None,
         })
     }

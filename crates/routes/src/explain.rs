@@ -6,7 +6,7 @@ use model::{Balance, Role, Stream};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use crate::matcher::{Closed, Decision, Forward, Matcher, WellKnown};
+use crate::matcher::{Closed, Decision, Forward, Matcher};
 use crate::table::Process;
 
 /// A decision, and why.
@@ -56,10 +56,7 @@ impl Matcher {
             Decision::Forward(forward) => ("forward", self.why(forward, method)),
             Decision::Preflight => ("preflight", "the router answers CORS preflights itself".to_owned()),
             Decision::WellKnown(which) => {
-                let which = match which {
-                    WellKnown::Client => "client",
-                    WellKnown::Server => "server",
-                };
+                let which = which.segment();
                 (
                     "well_known",
                     format!("the router answers `/.well-known/matrix/{which}` from the configuration"),

@@ -32,7 +32,7 @@ pub use model::Balance;
 pub use policy::{CLASSES, Class, ClassId, Key, classes_table_markdown};
 pub use rules::{Initial, Rule};
 pub use table::{Difference, Endpoint, Method, Process, Segment, Table, TableError};
-pub use well_known::{WellKnownDocuments, well_known};
+pub use well_known::{well_known, well_known_caching};
 
 /// The program that prints a table: Python, to be run by an environment that has Synapse installed, without arguments.
 /// The table comes out on its standard output, in the format of [`Table::parse`].

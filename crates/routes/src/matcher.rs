@@ -122,12 +122,31 @@ pub struct Forward<'m> {
 }
 
 /// A document under `/.well-known/matrix/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WellKnown {
-    /// `client`.
+    /// For clients: where the homeserver is, and more.
     Client,
-    /// `server`.
+    /// For other servers: where this one is.
     Server,
+    /// For people: whom to turn to.
+    Support,
+    /// For clients: where users sign in.
+    OpenidConfiguration,
+}
+
+impl WellKnown {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Client, Self::Server, Self::Support, Self::OpenidConfiguration];
+
+    /// The last segment of its path.
+    pub fn segment(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Support => "support",
+            Self::OpenidConfiguration => "openid-configuration",
+        }
+    }
 }
 
 /// What is not reachable on the public listener.
@@ -333,11 +352,11 @@ impl Matcher {
             return Place::Closed(Closed::Health);
         }
         if reads(first, ".well-known") && segments.next().is_some_and(|second| reads(second, "matrix")) {
-            return match segments.next() {
-                Some(third) if reads(third, "client") => Place::WellKnown(WellKnown::Client),
-                Some(third) if reads(third, "server") => Place::WellKnown(WellKnown::Server),
-                _ => Place::Nowhere,
-            };
+            let third = segments.next();
+            let document = WellKnown::ALL
+                .into_iter()
+                .find(|what| third.is_some_and(|third| reads(third, what.segment())));
+            return document.map_or(Place::Nowhere, Place::WellKnown);
         }
         if path.is_empty() { Place::Landing } else { Place::Nowhere }
     }

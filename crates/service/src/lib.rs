@@ -4,6 +4,7 @@
 //! that speaks no HTTP takes [`bind()`], [`observe`] and [`Signals`] by themselves.
 
 mod bind;
+pub mod documents;
 mod http;
 mod signals;
 
@@ -30,6 +31,9 @@ pub trait Observed: Send + Sync + 'static {
 
     /// Its metrics in the text format of `OpenMetrics` 1.0.
     fn metrics(&self) -> String;
+
+    /// It has been told to stop: requests that come over connections which are open still are to be refused, or finished soon.
+    fn stopping(&self) {}
 }
 
 /// A service that speaks HTTP.
@@ -52,7 +56,7 @@ pub async fn run(
     mut reload: impl FnMut() -> Result<(), String>,
 ) {
     let Http { listener, app, metrics } = http;
-    let watching = metrics.map(|metrics| observe(metrics, observed));
+    let watching = metrics.map(|metrics| observe(metrics, observed.clone()));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let end = async move {
         // Dropped, it has come as well.
@@ -73,6 +77,7 @@ pub async fn run(
         }
     }
     tell(NotifyState::Stopping);
+    observed.stopping();
     drop(stop);
     if let Err(error) = serving.await {
         tracing::error!(%error, "serving failed");

@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod charts;
+mod doctor;
 mod files;
 mod init;
 mod plan;
@@ -10,6 +11,7 @@ mod routes;
 mod run;
 mod running;
 mod secrets;
+mod serve;
 mod top;
 mod up;
 
@@ -39,6 +41,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
+        Command::Doctor(doctor) => return doctor::doctor(doctor, stack),
+        Command::Serve(service) => serve::serve(service, stack)?,
         Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Install(packages) => run::install(packages, stack)?,

@@ -19,6 +19,10 @@ const SHORTLY: Duration = Duration::from_secs(60);
 /// A stack with TLS in front. Its name is the address and port of that, so that other servers find it without DNS.
 pub(crate) struct Server {
     pub(crate) stack: Stack,
+    /// Its server name.
+    pub(crate) name: String,
+    /// Where clients are told to get tokens for calls.
+    pub(crate) livekit: u16,
 }
 
 /// One with all roles.
@@ -45,9 +49,15 @@ impl Server {
         let nginx = program("nginx")?;
         let authority = authority()?;
         let port = free_port();
+        let (name, livekit) = (format!("127.0.0.1:{port}"), free_port());
         let stack = Stack::new(preset);
         stack.configure(|file| {
-            file["server_name"] = format!("127.0.0.1:{port}").into();
+            file["server_name"] = name.as_str().into();
+            file["well_known"] = serde_json::json!({
+                "server": name,
+                "livekit": [format!("http://127.0.0.1:{livekit}")],
+                "support": { "contacts": [{ "role": "admin", "email_address": "admin@example.org" }] },
+            });
             // The admin API is part of the endpoints, and so are URL previews.
             file["listen"]["admin_api"] = true.into();
             file["listen"]["trust_forwarded_for"] = true.into();
@@ -59,7 +69,7 @@ impl Server {
             extra["trusted_key_servers"] = Vec::<String>::new().into();
             extra["allow_public_rooms_over_federation"] = true.into();
         });
-        let server = Self { stack };
+        let server = Self { stack, name, livekit };
         server.front(&nginx, authority, port);
         let done = server.stack.up().good();
         println!("    {}", done.stdout.lines().next().unwrap_or_default());
@@ -123,8 +133,8 @@ impl Server {
     }
 }
 
-/// A directory with a throw-away authority's certificate and one of a server, which it has signed.
-fn authority() -> Option<&'static Path> {
+/// A directory with a throw-away authority's certificate, `ca.pem`, and one of a server, which it has signed.
+pub(crate) fn authority() -> Option<&'static Path> {
     static AUTHORITY: OnceLock<Option<PathBuf>> = OnceLock::new();
     let make = || {
         let openssl = program("openssl")?;

@@ -101,7 +101,7 @@ impl Program {
             ("custom", "public_base_url: https://matrix.example.org\nfederation: { enabled: false }\n"),
             (
                 "full",
-                "network: { tcp: { host: '::1' } }\nwell_known: { client: { org.example: { quote: '$''\\\"{' } } }\n",
+                "network: { tcp: { host: '::1' } }\nwell_known: { client: { org.example: { quote: '$''\\\"{' } }, support: { page: 'https://a/' } }\n",
             ),
             ("full", hosts),
             ("full", &*hosts.replace("prefix", "pools: { lookup: address }, prefix")),

@@ -1,6 +1,6 @@
 //! The proxy decides as the matcher does.
 
-use routes::{Decision, Segment, Table, WellKnown, well_known};
+use routes::{Decision, Segment, Table, well_known, well_known_caching};
 
 use crate::bench::Bench;
 use crate::client::{Client, Response};
@@ -30,11 +30,11 @@ fn check(bench: &Bench, client: &mut Client, method: &str, target: &str) {
             assert!(response.header("content-type").starts_with("text/html"), "{}", said());
         }
         Decision::WellKnown(which) => {
-            let documents = well_known(bench.topology.stack());
-            let wanted = match which {
-                WellKnown::Client => documents.client.to_string(),
-                WellKnown::Server => documents.server.expect("federation is on").to_string(),
+            let stack = bench.topology.stack();
+            let Some(wanted) = well_known(stack).get(which).map(ToString::to_string) else {
+                return unrecognized(bench, method, target, &response);
             };
+            assert_eq!(response.header("cache-control"), well_known_caching(stack), "{}", said());
             let wanted = if method == "HEAD" { "" } else { &wanted };
             assert_eq!((response.status, &*response.body), (200, wanted), "{}", said());
             assert_eq!(response.header("content-type"), "application/json", "{}", said());

@@ -265,8 +265,7 @@ fn answer(out: &mut String, routing: &Routing<'_>, outcome: Outcome) {
         Outcome::Landing => {
             (200, answers::LANDING.trim_end().to_owned(), ("content-type", "text/html; charset=utf-8"))
         }
-        Outcome::WellKnownClient => (200, routing.answers.client.clone(), json),
-        Outcome::WellKnownServer => (200, routing.answers.server.clone().unwrap_or_default(), json),
+        Outcome::WellKnown(which) => (200, routing.documents[&which].clone(), json),
         Outcome::NotFound | Outcome::Forward(_) => (404, not_found(), json),
     };
     line!(out, "                name: {}", routing.name(outcome));
@@ -277,7 +276,10 @@ fn answer(out: &mut String, routing: &Routing<'_>, outcome: Outcome) {
     };
     line!(out, "                direct_response: {{ status: {status}{body} }}");
     line!(out, "                response_headers_to_add:");
-    headers(out, 16, &[more]);
+    let caching =
+        matches!(outcome, Outcome::WellKnown(_)).then_some(("cache-control", routing.caching.as_str()));
+    let more: Vec<_> = [more].into_iter().chain(caching).collect();
+    headers(out, 16, &more);
 }
 
 /// The buffer filter bounds all other bodies.

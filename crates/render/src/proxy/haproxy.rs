@@ -167,9 +167,9 @@ fn own_answers(out: &mut String, routing: &Routing<'_>) {
     let page =
         format!(" content-type 'text/html; charset=utf-8' string {}", quoted(answers::LANDING.trim_end()));
     answer(&at(Outcome::Landing), 200, &page, "");
-    answer(&at(Outcome::WellKnownClient), 200, &json(&routing.answers.client), "");
-    if let Some(server) = &routing.answers.server {
-        answer(&at(Outcome::WellKnownServer), 200, &json(server), "");
+    let caching = format!(" hdr cache-control {}", quoted(&routing.caching));
+    for (which, document) in &routing.documents {
+        answer(&at(Outcome::WellKnown(*which)), 200, &json(document), &caching);
     }
 }
 

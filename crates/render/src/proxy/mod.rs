@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use model::{Address, Balance, Lookup, Replicas, Role, Stack, Topology};
-use routes::{Class, Key, Matcher, Method, Route, Rule, Segment, well_known};
+use routes::{Class, Key, Matcher, Method, Route, Rule, Segment, WellKnown, well_known, well_known_caching};
 
 pub use envoy::envoy;
 pub use haproxy::haproxy;
@@ -40,10 +40,8 @@ enum Outcome {
     Preflight,
     /// The page at `/`.
     Landing,
-    /// `/.well-known/matrix/client`.
-    WellKnownClient,
-    /// `/.well-known/matrix/server`.
-    WellKnownServer,
+    /// A document under `/.well-known/matrix/`.
+    WellKnown(WellKnown),
     /// Forwarded to a target: an index of [`Routing::targets`].
     Forward(usize),
 }
@@ -147,12 +145,6 @@ impl Pool {
     }
 }
 
-/// What is answered without asking Synapse.
-struct Answers {
-    client: String,
-    server: Option<String>,
-}
-
 /// What a proxy has to do.
 struct Routing<'a> {
     topology: &'a Topology,
@@ -164,7 +156,9 @@ struct Routing<'a> {
     /// Regular expressions for the beginning of paths that hold a room, before the slash and the room's segment; by
     /// that segment's index.
     rooms: BTreeMap<usize, Vec<String>>,
-    answers: Answers,
+    /// What stands under `/.well-known/matrix/`, and for how long that holds.
+    documents: BTreeMap<WellKnown, String>,
+    caching: String,
 }
 
 /// How a request to a target is decided on: by the target alone, or by its query too.
@@ -194,7 +188,7 @@ struct Group<'m> {
 impl<'a> Routing<'a> {
     fn new(topology: &'a Topology, matcher: &'a Matcher) -> Self {
         let stack = topology.stack();
-        let documents = well_known(stack);
+        let documents = well_known(stack).into_iter();
         let mut routing = Self {
             topology,
             stack,
@@ -203,10 +197,8 @@ impl<'a> Routing<'a> {
             targets: Vec::new(),
             pools: Vec::new(),
             rooms: BTreeMap::new(),
-            answers: Answers {
-                client: documents.client.to_string(),
-                server: documents.server.map(|document| document.to_string()),
-            },
+            documents: documents.map(|(which, document)| (which, document.to_string())).collect(),
+            caching: well_known_caching(stack),
         };
         let rules = matcher.rules();
         routing.add_answers(matcher);
@@ -231,18 +223,16 @@ impl<'a> Routing<'a> {
 
     /// What is answered here. It stands first, so that what follows need not look at `OPTIONS`.
     fn add_answers(&mut self, matcher: &Matcher) {
-        let [client, server] =
-            ["client", "server"].map(|which| pattern::below(&[".well-known", "matrix", which]));
+        let at = |which: WellKnown| pattern::below(&[".well-known", "matrix", which.segment()]);
         let get = methods(Method::Get);
         let mut add = |methods: &[&'static str], paths, outcome| {
             self.patterns.push(Pattern { methods: methods.to_vec(), paths, query: None, outcome });
         };
-        let own = ["/".to_owned(), client.clone(), server.clone()];
+        let own = ["/".to_owned()].into_iter().chain(WellKnown::ALL.map(at));
         add(&["OPTIONS"], matcher.open_places().map(pattern::below).chain(own).collect(), Outcome::Preflight);
         add(get, vec!["/".to_owned()], Outcome::Landing);
-        add(get, vec![client], Outcome::WellKnownClient);
-        if self.answers.server.is_some() {
-            add(get, vec![server], Outcome::WellKnownServer);
+        for which in self.documents.keys() {
+            add(get, vec![at(*which)], Outcome::WellKnown(*which));
         }
     }
 
@@ -404,8 +394,10 @@ impl<'a> Routing<'a> {
             Outcome::NotFound => "not_found",
             Outcome::Preflight => "preflight",
             Outcome::Landing => "landing",
-            Outcome::WellKnownClient => "well_known_client",
-            Outcome::WellKnownServer => "well_known_server",
+            Outcome::WellKnown(WellKnown::Client) => "well_known_client",
+            Outcome::WellKnown(WellKnown::Server) => "well_known_server",
+            Outcome::WellKnown(WellKnown::Support) => "well_known_support",
+            Outcome::WellKnown(WellKnown::OpenidConfiguration) => "well_known_openid_configuration",
             Outcome::Forward(target) => &self.targets[target].name,
         }
     }

@@ -306,9 +306,9 @@ fn own_answers(out: &mut String, routing: &Routing<'_>) {
     let age = format!("        add_header access-control-max-age {} always;\n", answers::PREFLIGHT_MAX_AGE);
     answer(&at(Outcome::Preflight), "", 204, "", &age);
     answer(&at(Outcome::Landing), "text/html", 200, answers::LANDING.trim_end(), "        charset utf-8;\n");
-    answer(&at(Outcome::WellKnownClient), json, 200, &routing.answers.client, "");
-    if let Some(server) = &routing.answers.server {
-        answer(&at(Outcome::WellKnownServer), json, 200, server, "");
+    let caching = format!("        add_header cache-control {};\n", quoted(&routing.caching));
+    for (which, document) in &routing.documents {
+        answer(&at(Outcome::WellKnown(*which)), json, 200, document, &caching);
     }
     // A status of 200 here leaves the failure's own.
     let no_store = "        add_header cache-control no-store always;\n";

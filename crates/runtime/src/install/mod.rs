@@ -83,6 +83,15 @@ pub const ENVOY: Lock = Lock {
     modules: "envoy",
 };
 
+/// LiveKit's own library, for the tests of what its tokens are.
+pub const LIVEKIT: Lock = Lock {
+    name: "livekit",
+    title: "LiveKit's library",
+    text: include_str!("../../requirements/livekit.txt"),
+    space_mib: 100,
+    modules: "livekit.api, aiohttp",
+};
+
 /// The Helm engine and the schemas of the Kubernetes API, for the tests of the charts.
 pub const CHARTS: Lock = Lock {
     name: "charts",

@@ -1,0 +1,77 @@
+//! `serve`: one companion service, with a file of its own.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use model::{ListenAddress, Stack};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use service::documents::{Documents, Table};
+use service::{Http, Signals, bind};
+
+use crate::args::{Serve, StackArguments};
+use crate::place::load;
+
+/// Runs a service until it is told to stop.
+pub(crate) fn serve(service: &Serve, stack: &StackArguments) -> anyhow::Result<()> {
+    let file = stack.config.as_deref();
+    match service {
+        Serve::LivekitJwt => livekit_jwt(file),
+        Serve::WellKnown => well_known(file),
+    }
+}
+
+fn livekit_jwt(file: Option<&Path>) -> anyhow::Result<()> {
+    let setup = match file {
+        Some(file) => livekit_jwt::Setup::new(read(file)?)?,
+        None => livekit_jwt::Setup::from_environment(|name| std::env::var(name).ok())?,
+    };
+    Ok(runtime()?.block_on(livekit_jwt::run(setup))?)
+}
+
+/// The documents of a stack, read again by SIGHUP.
+fn well_known(file: Option<&Path>) -> anyhow::Result<()> {
+    let stack = load(file)?.stack;
+    let listen: ListenAddress =
+        stack.well_known.listen.parse().map_err(|error| anyhow!("well_known.listen: {error}"))?;
+    let documents = Arc::new(Documents::new(table(&stack)));
+    let reload = || {
+        let stack = load(file).map_err(|error| error.to_string())?.stack;
+        documents.replace(table(&stack));
+        Ok(())
+    };
+    runtime()?.block_on(async {
+        let signals = Signals::new().context("cannot take signals")?;
+        let listener = bind("well_known.listen", &listen).await?;
+        let http = Http { listener, app: documents.app(), metrics: None };
+        service::run(http, documents.clone(), signals, reload).await;
+        Ok(())
+    })
+}
+
+/// Paths, and what stands there.
+fn table(stack: &Stack) -> Table {
+    let documents = routes::well_known(stack).into_iter();
+    Table {
+        documents: documents
+            .map(|(which, document)| {
+                (format!("/.well-known/matrix/{}", which.segment()), document.to_string())
+            })
+            .collect(),
+        caching: routes::well_known_caching(stack),
+        headers: &routes::answers::CORS,
+        preflight_max_age: routes::answers::PREFLIGHT_MAX_AGE,
+    }
+}
+
+/// A service's file.
+fn read<T: DeserializeOwned + JsonSchema>(file: &Path) -> anyhow::Result<T> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{name}`"))?;
+    Ok(config::document(&name, &text)?)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")
+}
