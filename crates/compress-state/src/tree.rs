@@ -90,14 +90,14 @@ pub struct Group {
 }
 
 /// What becomes of a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Placed {
     /// It stays as it is.
     Kept,
     /// It is stored as these rows over a base, or whole.
     Moved {
         /// The base.
-        prev: Option<i64>,
+        base: Option<Base>,
         /// The rows.
         rows: Vec<Pair>,
     },
@@ -287,13 +287,13 @@ impl Tree {
             (None, Some(depth)) => {
                 // A whole state that stays is the head of all levels, as a new one is.
                 let level = if group.prev.is_none() { self.heads.len() - 1 } else { 0 };
-                let found = Found { prev: group.prev, depth, level, rows: Vec::new() };
+                let found = Found { base: None, depth, level, rows: Vec::new() };
                 self.settle(group, prev, jumped, found);
                 Placed::Kept
             }
             (None, None) => {
                 let level = self.heads.len() - 1;
-                self.settle(group, prev, jumped, Found { prev: None, depth: 0, level, rows: group.state.pairs() })
+                self.settle(group, prev, jumped, Found { base: None, depth: 0, level, rows: group.state.pairs() })
             }
         }
     }
@@ -324,15 +324,16 @@ impl Tree {
         while self.jumps.len() > JUMPS {
             self.jumps.pop_front();
         }
-        self.known.add(base.clone(), found.rows.len().max(group.rows).max(1));
+        let weight = found.rows.len().max(group.rows).clamp(1, group.state.len().max(1) as usize);
+        self.known.add(base.clone(), weight);
         self.last = Some(base);
-        Placed::Moved { prev: found.prev, rows: found.rows }
+        Placed::Moved { base: found.base, rows: found.rows }
     }
 }
 
 /// Where a group could lie.
 struct Found {
-    prev: Option<i64>,
+    base: Option<Base>,
     depth: u32,
     /// The level whose head it becomes.
     level: usize,
@@ -376,7 +377,7 @@ impl Search<'_> {
         if let Some(limit) = limit
             && let Some(rows) = self.group.state.over(&base.state, limit)
         {
-            self.best = Some(Found { prev: Some(base.group), depth, level, rows });
+            self.best = Some(Found { base: Some(base.clone()), depth, level, rows });
         }
     }
 }
@@ -428,8 +429,8 @@ mod tests {
                 }
             };
             let group = Group { id, state, prev: *prev, rows: rows.len(), pinned: false };
-            if let Placed::Moved { prev, rows } = tree.place(&group, id == newest) {
-                out.insert(id, (prev, rows));
+            if let Placed::Moved { base, rows } = tree.place(&group, id == newest) {
+                out.insert(id, (base.map(|base| base.group), rows));
                 moved += 1;
             }
         }
@@ -485,7 +486,7 @@ mod tests {
                 }
                 Step::Whole(back, gone, changes) => {
                     let (mut state, _) = resolve(&stored, older(back));
-                    gone.iter().for_each(|key| drop(state.remove(key)));
+                    state.retain(|key, _| !gone.contains(key));
                     state.extend(changes);
                     (None, state.into_iter().collect())
                 }
@@ -496,6 +497,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
         #[test]
         fn no_state_changes_and_no_way_is_too_long(
             steps in prop::collection::vec(step(), 1..400),
