@@ -24,12 +24,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         up_to: None,
         most_groups: None,
     };
-    let limits =
-        Limits { jobs: 2, until: None, most_active: 16, stop: Arc::new(AtomicBool::new(false)) };
+    let limits = Limits { jobs: 2, until: None, most_active: 16, stop: Arc::new(AtomicBool::new(false)) };
     let report = run(&database, rooms, &options, &limits, &mut |_| Ok(()), &mut |_| {}).await?;
     let hold = report.rooms.iter().map(|room| room.longest_hold).fold(0.0, f64::max);
     let retries: u64 = report.rooms.iter().map(|room| room.retries).sum();
-    println!("{:?} in {:.2} s; locks for {hold:.3} s at most; {retries} retries", report.sums(), report.seconds);
+    println!(
+        "{:?} in {:.2} s; locks for {hold:.3} s at most; {retries} retries",
+        report.sums(),
+        report.seconds
+    );
     for (room, reason) in report.skipped {
         println!("{room}: {reason}");
     }

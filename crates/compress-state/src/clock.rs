@@ -25,7 +25,8 @@ impl FromStr for Night {
             let (hour, minute) = text.trim().split_once(':')?;
             Time::new(hour.parse().ok()?, minute.parse().ok()?, 0, 0).ok()
         };
-        let night = text.split_once('-').and_then(|(from, to)| Some(Self { from: time(from)?, to: time(to)? }));
+        let night =
+            text.split_once('-').and_then(|(from, to)| Some(Self { from: time(from)?, to: time(to)? }));
         night.filter(|night| night.from != night.to).ok_or_else(|| NightError(text.to_owned()))
     }
 }

@@ -55,8 +55,7 @@ impl Database {
             }
         }
         // The text holds a password: the error of the library does not.
-        let config = Config::from_str(&text)
-            .map_err(|error| Error::Address { reason: error.to_string() })?;
+        let config = Config::from_str(&text).map_err(|error| Error::Address { reason: error.to_string() })?;
         Ok(Self { config, verify }.named())
     }
 
@@ -127,7 +126,10 @@ impl Database {
     /// Opens a connection. It ends when the client is dropped.
     pub async fn connect(&self) -> Result<Client, Error> {
         let tls = MakeRustlsConnect::new(tls(self.verify)?);
-        let failed = |error: tokio_postgres::Error| Error::Connect { place: self.place(), reason: crate::reason(&error) };
+        let failed = |error: tokio_postgres::Error| Error::Connect {
+            place: self.place(),
+            reason: crate::reason(&error),
+        };
         let (client, connection) = self.config.connect(tls).await.map_err(failed)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -199,7 +201,8 @@ mod tests {
 
     #[test]
     fn addresses_are_understood() {
-        let database = Database::from_text("postgresql://u:p@db.example.org/synapse?sslmode=verify-full").expect("a URL");
+        let database = Database::from_text("postgresql://u:p@db.example.org/synapse?sslmode=verify-full")
+            .expect("a URL");
         assert!(database.verify && database.config.get_ssl_mode() == SslMode::Require);
         assert_eq!(database.place(), "`synapse` at db.example.org");
         let database = Database::from_environment(|name| (name == "PGHOST").then(|| "/run/pg".to_owned()));

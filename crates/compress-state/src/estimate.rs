@@ -113,7 +113,10 @@ pub async fn estimate(client: &Client) -> Result<Estimate, Error> {
                 continue;
             }
             let above = client
-                .query_one("SELECT count(*) FROM state_groups WHERE room_id = $1 AND id > $2", &[&room_id, last])
+                .query_one(
+                    "SELECT count(*) FROM state_groups WHERE room_id = $1 AND id > $2",
+                    &[&room_id, last],
+                )
                 .await
                 .map_err(failed(what))?;
             new = above.get(0);
@@ -136,7 +139,12 @@ pub async fn estimate(client: &Client) -> Result<Estimate, Error> {
         });
     }
     rooms.sort_by(|a, b| b.rows_saved.cmp(&a.rows_saved).then_with(|| a.room_id.cmp(&b.room_id)));
-    Ok(Estimate { rooms, table_bytes: whole(float(total)), table_rows: whole(total_rows), sampled: percent / 100.0 })
+    Ok(Estimate {
+        rooms,
+        table_bytes: whole(float(total)),
+        table_rows: whole(total_rows),
+        sampled: percent / 100.0,
+    })
 }
 
 impl Estimate {
@@ -291,7 +299,10 @@ mod tests {
     #[test]
     fn people_can_read_it() {
         let table = estimate().table(1);
-        assert!(table.contains("10 002 000 rows in 3.0 GiB") && table.contains("and 1 rooms with 1 000 rows"), "{table}");
+        assert!(
+            table.contains("10 002 000 rows in 3.0 GiB") && table.contains("and 1 rooms with 1 000 rows"),
+            "{table}"
+        );
         let chart = estimate().chart();
         assert!(chart.contains("!large&lt;&amp;:a") && chart.ends_with("</svg>\n"), "{chart}");
     }

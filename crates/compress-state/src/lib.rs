@@ -68,13 +68,17 @@ pub enum Error {
     #[error("locks were held for too long")]
     TooSlow,
     /// Synapse does not delete groups by itself.
-    #[error("this Synapse has no table `state_groups_pending_deletion`: it deletes groups safely from version 1.126 on")]
+    #[error(
+        "this Synapse has no table `state_groups_pending_deletion`: it deletes groups safely from version 1.126 on"
+    )]
     OldSynapse,
     /// Rows came in an order that they must not have.
     #[error("PostgreSQL returned rows in an unexpected order, so nothing was written; please report this")]
     Order,
     /// A group would resolve to something else.
-    #[error("group {group} would not resolve to what it did, so nothing of this piece was written; please report this")]
+    #[error(
+        "group {group} would not resolve to what it did, so nothing of this piece was written; please report this"
+    )]
     Verification {
         /// The group.
         group: i64,

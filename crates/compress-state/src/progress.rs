@@ -53,7 +53,11 @@ pub(crate) async fn read(client: &Client, room_id: &str) -> Result<Progress, Err
             .await
             .map_err(failed("read the progress"))?;
         if let Some(row) = row {
-            return Ok(Progress { last_group: Some(row.get(0)), heads: row.get(1), rows_removed: row.get(2) });
+            return Ok(Progress {
+                last_group: Some(row.get(0)),
+                heads: row.get(1),
+                rows_removed: row.get(2),
+            });
         }
     }
     if !has(client, "state_compressor_progress").await? || !has(client, "state_compressor_state").await? {
@@ -64,7 +68,10 @@ pub(crate) async fn read(client: &Client, room_id: &str) -> Result<Progress, Err
         .await
         .map_err(failed("read the other compressor's progress"))?;
     let heads = client
-        .query("SELECT current_head FROM state_compressor_state WHERE room_id = $1 ORDER BY level_num", &[&room_id])
+        .query(
+            "SELECT current_head FROM state_compressor_state WHERE room_id = $1 ORDER BY level_num",
+            &[&room_id],
+        )
         .await
         .map_err(failed("read the other compressor's levels"))?;
     Ok(Progress {
@@ -102,7 +109,10 @@ pub(crate) async fn reset(client: &Client, room_id: &str) -> Result<(), Error> {
 /// Takes a room for this connection, if no other run has it.
 pub(crate) async fn lock(client: &Client, room_id: &str) -> Result<bool, Error> {
     let row = client
-        .query_one("SELECT pg_try_advisory_lock(hashtextextended('matrix-stack compress-state ' || $1, 0))", &[&room_id])
+        .query_one(
+            "SELECT pg_try_advisory_lock(hashtextextended('matrix-stack compress-state ' || $1, 0))",
+            &[&room_id],
+        )
         .await
         .map_err(failed("take the room"))?;
     Ok(row.get(0))
@@ -110,7 +120,10 @@ pub(crate) async fn lock(client: &Client, room_id: &str) -> Result<bool, Error> 
 
 pub(crate) async fn unlock(client: &Client, room_id: &str) -> Result<(), Error> {
     client
-        .execute("SELECT pg_advisory_unlock(hashtextextended('matrix-stack compress-state ' || $1, 0))", &[&room_id])
+        .execute(
+            "SELECT pg_advisory_unlock(hashtextextended('matrix-stack compress-state ' || $1, 0))",
+            &[&room_id],
+        )
         .await
         .map_err(failed("give the room back"))?;
     Ok(())

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join5;
 use futures_util::{TryStreamExt as _, pin_mut};
 use serde::Serialize;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
@@ -268,13 +269,8 @@ impl Session {
             false => progress::read(&self.client, room_id).await?,
         };
         let mut tree = Tree::new(&options.levels);
-        let mut work = Work {
-            room_id,
-            options,
-            strings: Strings::default(),
-            depths: HashMap::new(),
-            swept: 0,
-        };
+        let mut work =
+            Work { room_id, options, strings: Strings::default(), depths: HashMap::new(), swept: 0 };
         work.resume(self, &mut tree, &progress).await?;
         let mut after = options.above.unwrap_or(i64::MIN).max(progress.last_group.unwrap_or(i64::MIN));
         let up_to = options.up_to.unwrap_or(i64::MAX);
@@ -369,7 +365,12 @@ struct Stored {
 
 impl Work<'_> {
     /// Gives the tree the heads of an earlier run.
-    async fn resume(&mut self, session: &mut Session, tree: &mut Tree, progress: &Progress) -> Result<(), Error> {
+    async fn resume(
+        &mut self,
+        session: &mut Session,
+        tree: &mut Tree,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         if progress.heads.is_empty() {
             return Ok(());
         }
@@ -377,7 +378,10 @@ impl Work<'_> {
         let tx = begin(&mut session.client).await?;
         let heads: Vec<i64> = progress.heads.iter().copied().flatten().collect();
         let there: Vec<i64> = tx
-            .query("SELECT id FROM state_groups WHERE id = ANY($1) AND room_id = $2", &[&heads, &self.room_id])
+            .query(
+                "SELECT id FROM state_groups WHERE id = ANY($1) AND room_id = $2",
+                &[&heads, &self.room_id],
+            )
             .await
             .map_err(failed("look for the last run's groups"))?
             .iter()
@@ -387,7 +391,13 @@ impl Work<'_> {
         for head in &progress.heads {
             bases.push(match head {
                 Some(group) if there.contains(group) => {
-                    let near = bases.iter().rev().flatten().next().map(|base| base.state.clone()).unwrap_or_default();
+                    let near = bases
+                        .iter()
+                        .rev()
+                        .flatten()
+                        .next()
+                        .map(|base| base.state.clone())
+                        .unwrap_or_default();
                     Some(self.resolve(&tx, statements, *group, &near).await?)
                 }
                 _ => None,
@@ -448,7 +458,9 @@ impl Work<'_> {
             tracing::debug!(room = self.room_id, %error, attempt, "begin a piece anew");
             report.retries += 1;
             session.batch = (session.batch / 2).max(*ROWS_WRITTEN.start());
-            tokio::time::sleep(Duration::from_millis(5 << attempt)).await;
+            if !matches!(error, Error::TooSlow) {
+                tokio::time::sleep(Duration::from_millis(5 << attempt.min(5))).await;
+            }
         }
         unreachable!("the last attempt returns")
     }
@@ -485,7 +497,8 @@ impl Work<'_> {
                     progress::write(&tx, self.room_id, &now).await?;
                 }
                 let size: usize = changes.iter().map(|change| change.old_rows + change.rows.len()).sum();
-                if held.elapsed() > HOLD && changes.len() > 1 && size > *ROWS_WRITTEN.start() {
+                // The smallest piece is one group, however long that takes.
+                if held.elapsed() > HOLD && changes.len() > 1 && *batch > *ROWS_WRITTEN.start() {
                     return Err(Error::TooSlow);
                 }
                 tx.commit().await.map_err(failed("commit"))?;
@@ -515,7 +528,12 @@ impl Work<'_> {
         Ok(piece)
     }
 
-    async fn stored(&self, tx: &Transaction<'_>, statements: &Statements, ids: &[i64]) -> Result<Vec<Stored>, Error> {
+    async fn stored(
+        &self,
+        tx: &Transaction<'_>,
+        statements: &Statements,
+        ids: &[i64],
+    ) -> Result<Vec<Stored>, Error> {
         let rows = tx.query(&statements.groups, &[&ids]).await.map_err(failed("read the groups' edges"))?;
         let mut stored: Vec<Stored> = Vec::with_capacity(ids.len());
         for row in rows {
@@ -556,7 +574,18 @@ impl Work<'_> {
                 // Groups without rows come to an end here as well.
                 while at < number {
                     let took = (std::mem::take(&mut pairs), std::mem::take(&mut bytes));
-                    self.group(tx, statements, tree, &stored[at], took, newest, &mut piece, &mut changes, &mut size).await?;
+                    self.group(
+                        tx,
+                        statements,
+                        tree,
+                        &stored[at],
+                        took,
+                        newest,
+                        &mut piece,
+                        &mut changes,
+                        &mut size,
+                    )
+                    .await?;
                     at += 1;
                     if size >= batch || piece.rows_before as usize >= ROWS_READ {
                         return Ok((piece, changes));
@@ -569,7 +598,18 @@ impl Work<'_> {
             if ended {
                 while at < stored.len() {
                     let took = (std::mem::take(&mut pairs), std::mem::take(&mut bytes));
-                    self.group(tx, statements, tree, &stored[at], took, newest, &mut piece, &mut changes, &mut size).await?;
+                    self.group(
+                        tx,
+                        statements,
+                        tree,
+                        &stored[at],
+                        took,
+                        newest,
+                        &mut piece,
+                        &mut changes,
+                        &mut size,
+                    )
+                    .await?;
                     at += 1;
                     if size >= batch {
                         break;
@@ -621,7 +661,11 @@ impl Work<'_> {
         };
         let repair = why.is_some() && self.options.repair;
         if let Some(why) = why {
-            piece.broken.push(Broken { group: id, why, repaired: repair && self.options.mode == Mode::Apply });
+            piece.broken.push(Broken {
+                group: id,
+                why,
+                repaired: repair && self.options.mode == Mode::Apply,
+            });
         }
         let group = Group {
             id,
@@ -657,7 +701,8 @@ impl Work<'_> {
                         row_bytes(self.room_id, kind, key, event)
                     })
                     .sum();
-                piece.bytes_saved += i64::try_from(bytes).unwrap_or(0) - i64::try_from(new_bytes).unwrap_or(0);
+                piece.bytes_saved +=
+                    i64::try_from(bytes).unwrap_or(0) - i64::try_from(new_bytes).unwrap_or(0);
                 *size += pairs.len() + rows.len();
                 changes.push(Change {
                     id,
@@ -673,42 +718,58 @@ impl Work<'_> {
     }
 
     /// Writes changes, and reads them back.
-    async fn apply(&mut self, tx: &Transaction<'_>, statements: &Statements, changes: &[Change]) -> Result<(), Error> {
+    async fn apply(
+        &mut self,
+        tx: &Transaction<'_>,
+        statements: &Statements,
+        changes: &[Change],
+    ) -> Result<(), Error> {
         if changes.is_empty() {
             return Ok(());
         }
         let ids: Vec<i64> = changes.iter().map(|change| change.id).collect();
-        let mut bases: Vec<i64> = changes.iter().filter_map(|change| Some(change.base.as_ref()?.group)).collect();
+        let mut bases: Vec<i64> =
+            changes.iter().filter_map(|change| Some(change.base.as_ref()?.group)).collect();
         bases.sort_unstable();
         bases.dedup();
         let mut locked: Vec<i64> = ids.iter().chain(&bases).copied().collect();
         locked.sort_unstable();
         locked.dedup();
-        let found = tx.query(&statements.lock, &[&locked]).await.map_err(failed("lock groups"))?;
+        let with_edge = changes.iter().filter(|change| change.had_prev).count() as u64;
+        let (children, parents): (Vec<i64>, Vec<i64>) =
+            changes.iter().filter_map(|change| Some((change.id, change.base.as_ref()?.group))).unzip();
+        // They go out one behind the other, and the answers come back together: locks are not held for the time of messages.
+        let bump = async {
+            match &statements.bump {
+                // These are in use from now on: Synapse looks again before it deletes them.
+                Some(bump) => tx.execute(bump, &[&bases]).await,
+                None => Ok(0),
+            }
+        };
+        let (found, _, edges, _, rows) = try_join5(
+            async { tx.query(&statements.lock, &[&locked]).await },
+            bump,
+            async { tx.execute(&statements.delete_edges, &[&ids]).await },
+            async { tx.execute(&statements.insert_edges, &[&children, &parents]).await },
+            async { tx.execute(&statements.delete_rows, &[&ids]).await },
+        )
+        .await
+        .map_err(failed("lock and delete"))?;
         if found.len() != locked.len() {
             return Err(Error::Changed { what: "groups were deleted" });
         }
-        // They are in use from now on: Synapse looks again before it deletes them.
-        if let Some(bump) = &statements.bump {
-            tx.execute(bump, &[&bases]).await.map_err(failed("put off deletions"))?;
-        }
-        let with_edge: Vec<i64> = changes.iter().filter(|change| change.had_prev).map(|change| change.id).collect();
-        let deleted = tx.execute(&statements.delete_edges, &[&ids]).await.map_err(failed("delete edges"))?;
-        if deleted < with_edge.len() as u64 {
+        if edges < with_edge {
             return Err(Error::Changed { what: "edges were deleted" });
         }
-        let (children, parents): (Vec<i64>, Vec<i64>) =
-            changes.iter().filter_map(|change| Some((change.id, change.base.as_ref()?.group))).unzip();
-        tx.execute(&statements.insert_edges, &[&children, &parents]).await.map_err(failed("insert edges"))?;
-        let deleted = tx.execute(&statements.delete_rows, &[&ids]).await.map_err(failed("delete rows"))?;
-        if deleted != changes.iter().map(|change| change.old_rows as u64).sum::<u64>() {
+        if rows != changes.iter().map(|change| change.old_rows as u64).sum::<u64>() {
             return Err(Error::Changed { what: "rows were changed" });
         }
         let sink = tx
             .copy_in("COPY state_groups_state (state_group, room_id, type, state_key, event_id) FROM STDIN (FORMAT binary)")
             .await
             .map_err(failed("write rows"))?;
-        let writer = BinaryCopyInWriter::new(sink, &[Type::INT8, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT]);
+        let writer =
+            BinaryCopyInWriter::new(sink, &[Type::INT8, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT]);
         pin_mut!(writer);
         for change in changes {
             for &pair in &change.rows {
@@ -781,8 +842,11 @@ impl Work<'_> {
         }
         let list = |ids: &[i64]| ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
         let ids: Vec<i64> = changes.iter().map(|change| change.id).collect();
-        let mut locked: Vec<i64> =
-            ids.iter().copied().chain(changes.iter().filter_map(|change| Some(change.base.as_ref()?.group))).collect();
+        let mut locked: Vec<i64> = ids
+            .iter()
+            .copied()
+            .chain(changes.iter().filter_map(|change| Some(change.base.as_ref()?.group)))
+            .collect();
         locked.sort_unstable();
         locked.dedup();
         let rows: usize = changes.iter().map(|change| change.old_rows).sum();
@@ -818,7 +882,8 @@ impl Work<'_> {
                 edges.join(",")
             );
         }
-        let mut separator = "INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES\n";
+        let mut separator =
+            "INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES\n";
         for change in changes {
             for &pair in &change.rows {
                 let (kind, state_key, event_id) = self.strings.row(pair);

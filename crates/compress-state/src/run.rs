@@ -100,11 +100,8 @@ pub async fn run(
         progress::create(&client).await?;
     }
     drop(client);
-    let shared = Arc::new(Shared {
-        queue: Mutex::new(rooms.into()),
-        report: Mutex::default(),
-        now: Mutex::default(),
-    });
+    let shared =
+        Arc::new(Shared { queue: Mutex::new(rooms.into()), report: Mutex::default(), now: Mutex::default() });
     if options.mode == room::Mode::Sql {
         // One after another, into one file.
         worker(database, options, limits, &shared, sql).await?;
@@ -113,7 +110,8 @@ pub async fn run(
         for _ in 0..limits.jobs {
             let (database, options, limits, shared) =
                 (database.clone(), options.clone(), limits.clone(), shared.clone());
-            workers.spawn(async move { worker(&database, &options, &limits, &shared, &mut |_| Ok(())).await });
+            workers
+                .spawn(async move { worker(&database, &options, &limits, &shared, &mut |_| Ok(())).await });
         }
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let mut error = None;

@@ -32,7 +32,9 @@ impl Default for Levels {
 
 /// Why levels were refused.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no list of levels: write 1 to 8 numbers from 1 to 1000 with commas between, such as `50,33,16`")]
+#[error(
+    "`{0}` is no list of levels: write 1 to 8 numbers from 1 to 1000 with commas between, such as `50,33,16`"
+)]
 pub struct LevelsError(String);
 
 impl FromStr for Levels {
@@ -53,7 +55,8 @@ impl FromStr for Levels {
 impl Levels {
     /// Of a peer's sizes, as its table of progress has them.
     pub fn new(sizes: Vec<u32>) -> Option<Self> {
-        ((1..=8).contains(&sizes.len()) && sizes.iter().all(|size| (1..=1000).contains(size))).then_some(Self(sizes))
+        ((1..=8).contains(&sizes.len()) && sizes.iter().all(|size| (1..=1000).contains(size)))
+            .then_some(Self(sizes))
     }
 
     /// How deep a group of each level may lie. Levels share what hops there are: the finest may use what the others left.
@@ -250,7 +253,8 @@ impl Tree {
         let upper = self.upper_bound();
         let whole = group.state.len() as usize;
         let kept_depth = prev.as_ref().map_or(0, |base| base.depth + 1);
-        let kept = (kept_depth <= bound && (group.rows <= whole || group.prev.is_none())).then_some(kept_depth);
+        let kept =
+            (kept_depth <= bound && (group.rows <= whole || group.prev.is_none())).then_some(kept_depth);
         let mut search = Search { group, kept, best: None };
         if let Some(base) = &prev {
             search.consider(base, 0, bound);
@@ -293,7 +297,12 @@ impl Tree {
             }
             (None, None) => {
                 let level = self.heads.len() - 1;
-                self.settle(group, prev, jumped, Found { base: None, depth: 0, level, rows: group.state.pairs() })
+                self.settle(
+                    group,
+                    prev,
+                    jumped,
+                    Found { base: None, depth: 0, level, rows: group.state.pairs() },
+                )
             }
         }
     }
@@ -372,7 +381,8 @@ impl Search<'_> {
             (Some(best), _) => (best.rows.len() + best.depth as usize).checked_sub(1 + hops),
         };
         if let (Some(_), Some(kept), Some(most)) = (&self.best, self.kept, limit) {
-            limit = self.group.rows.checked_sub(1 + hops.saturating_sub(kept as usize)).map(|now| now.min(most));
+            limit =
+                self.group.rows.checked_sub(1 + hops.saturating_sub(kept as usize)).map(|now| now.min(most));
         }
         if let Some(limit) = limit
             && let Some(rows) = self.group.state.over(&base.state, limit)

@@ -35,7 +35,8 @@ pub async fn find(client: &Client) -> Result<Unused, Error> {
             .query_one("SELECT to_regclass('state_groups_persisting') IS NOT NULL", &[])
             .await
             .map_err(failed(what))?;
-        let persisting = if persisting.get(0) { "UNION SELECT state_group FROM state_groups_persisting" } else { "" };
+        let persisting =
+            if persisting.get(0) { "UNION SELECT state_group FROM state_groups_persisting" } else { "" };
         let question = format!(
             "WITH RECURSIVE used(id) AS (SELECT id FROM (SELECT state_group AS id FROM event_to_state_groups {persisting}) u \
              UNION SELECT e.prev_state_group FROM state_group_edges e JOIN used u ON e.state_group = u.id) \
@@ -102,7 +103,9 @@ pub async fn remove(client: &mut Client, unused: &mut Unused) -> Result<(), Erro
                 .execute(&format!("DELETE FROM state_groups_state t WHERE {gone}"), &[&batch])
                 .await
                 .map_err(failed(what))?;
-            tx.execute(&format!("DELETE FROM state_group_edges t WHERE {gone}"), &[&batch]).await.map_err(failed(what))?;
+            tx.execute(&format!("DELETE FROM state_group_edges t WHERE {gone}"), &[&batch])
+                .await
+                .map_err(failed(what))?;
             tx.commit().await.map_err(failed(what))?;
         }
         // Those that lay under them.

@@ -66,7 +66,11 @@ fn database(arguments: &CompressState, stack: &StackArguments) -> anyhow::Result
             port: 5432,
             user: "synapse".to_owned(),
             database: "synapse".to_owned(),
-            password: Some(read.context("start the stack once, or name a database with `--database-url`")?.expose().to_owned()),
+            password: Some(
+                read.context("start the stack once, or name a database with `--database-url`")?
+                    .expose()
+                    .to_owned(),
+            ),
             sslmode: Some("disable".to_owned()),
         },
     };
@@ -80,9 +84,14 @@ async fn dry_run(arguments: &CompressState, database: &Database) -> anyhow::Resu
         estimate.rooms.retain(|room| arguments.room.contains(&room.room_id));
     }
     if let Some(file) = &arguments.svg {
-        std::fs::write(file, estimate.chart()).with_context(|| format!("cannot write `{}`", file.display()))?;
+        std::fs::write(file, estimate.chart())
+            .with_context(|| format!("cannot write `{}`", file.display()))?;
     }
-    if arguments.json { super::print_json(&estimate)? } else { super::print(&estimate.table(SHOWN))? }
+    if arguments.json {
+        super::print_json(&estimate)?
+    } else {
+        super::print(&estimate.table(SHOWN))?
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -159,10 +168,12 @@ async fn work(arguments: &CompressState, database: &Database) -> anyhow::Result<
         up_to: arguments.up_to,
         most_groups: arguments.groups,
     };
-    let limits = Limits { jobs: arguments.jobs.into(), until, most_active: arguments.max_active.into(), stop };
+    let limits =
+        Limits { jobs: arguments.jobs.into(), until, most_active: arguments.max_active.into(), stop };
     let mut file = match &arguments.output {
         Some(path) => {
-            let file = std::fs::File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
+            let file =
+                std::fs::File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
             Some(BufWriter::new(file))
         }
         None => None,

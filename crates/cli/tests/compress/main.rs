@@ -76,7 +76,8 @@ fn fill(base: &Base, seed: u64, rooms: &[(&str, u64)]) {
                 };
                 delta.insert(key, event());
             }
-            let prev = kept.len().checked_sub(1 + back).or(kept.len().checked_sub(1)).map(|at| kept[at].clone());
+            let prev =
+                kept.len().checked_sub(1 + back).or(kept.len().checked_sub(1)).map(|at| kept[at].clone());
             let (state, depth, stored) = match prev {
                 Some((prev, state, depth)) if depth < 99 && numbers.below(150) != 0 => {
                     let state: State = state.into_iter().chain(delta.clone()).collect();
@@ -93,7 +94,9 @@ fn fill(base: &Base, seed: u64, rooms: &[(&str, u64)]) {
                 }
                 None => {
                     let state: State = (0..150)
-                        .map(|user| (("m.room.member".to_owned(), format!("@user{user}:example.org")), event()))
+                        .map(|user| {
+                            (("m.room.member".to_owned(), format!("@user{user}:example.org")), event())
+                        })
                         .collect();
                     (state.clone(), 0, state)
                 }
@@ -142,7 +145,12 @@ fn no_state_changes() {
         println!("{rows} rows became {left}");
         assert!(left * 2 < rows, "{rows} rows became {left}");
         let sum = |field: &str| -> u64 {
-            report["rooms"].as_array().expect("rooms").iter().map(|room| room[field].as_u64().expect("a number")).sum()
+            report["rooms"]
+                .as_array()
+                .expect("rooms")
+                .iter()
+                .map(|room| room[field].as_u64().expect("a number"))
+                .sum()
         };
         assert_eq!((sum("rows_before"), sum("rows_after")), (rows, left));
         // There is nothing new, and then one thing.
@@ -325,7 +333,10 @@ fn what_is_not_used_is_found_and_removed() {
     let removed = base.compress(&["--unused", "--remove", "--json"]);
     assert_eq!((removed["rows_deleted"].as_u64(), base.rows()), (Some(20), rows - 20));
     assert_eq!(removed["marked"].as_u64(), Some(unreferenced as u64));
-    assert_eq!(base.number("SELECT count(*) FROM state_groups_pending_deletion"), i64::try_from(unreferenced).expect("few"));
+    assert_eq!(
+        base.number("SELECT count(*) FROM state_groups_pending_deletion"),
+        i64::try_from(unreferenced).expect("few")
+    );
 }
 
 fn an_estimate_comes_first() {
@@ -350,7 +361,12 @@ fn an_estimate_comes_first() {
         .map(|room| room["rows_before"].as_u64().expect("rows") - room["rows_after"].as_u64().expect("rows"))
         .sum();
     assert_eq!(exact, saved, "the count is exact");
-    let guess: u64 = estimate["rooms"].as_array().expect("rooms").iter().filter_map(|room| room["rows_saved"].as_u64()).sum();
+    let guess: u64 = estimate["rooms"]
+        .as_array()
+        .expect("rooms")
+        .iter()
+        .filter_map(|room| room["rows_saved"].as_u64())
+        .sum();
     println!("{guess} rows were estimated, {saved} saved");
     assert!(guess.abs_diff(saved) < saved / 3, "{guess} rows were estimated, {saved} saved");
     let metrics = std::fs::read_to_string(&metrics).expect("metrics");

@@ -66,19 +66,40 @@ impl Server {
         let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
         let options = InstallOptions::new(packages, Launcher::at(PROGRAM));
         let packages = ensure(&options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
-        let directory = tempfile::Builder::new().prefix("ms-compress-").tempdir_in("/tmp").expect("a directory").keep();
+        let directory =
+            tempfile::Builder::new().prefix("ms-compress-").tempdir_in("/tmp").expect("a directory").keep();
         fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("own directory");
         if nix::unistd::geteuid().is_root() {
             chown(&directory, Some(NOBODY), Some(NOBODY)).expect("root may");
         }
         let data = directory.join("data");
         let mut initdb = Command::new(packages.postgres_bin.join("initdb"));
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
+        initdb.arg("-D").arg(&data).args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]);
         run(become_nobody(&mut initdb));
         let log = fs::File::create(directory.join("log")).expect("own directory");
         let mut postgres = Command::new(packages.postgres_bin.join("postgres"));
         postgres.arg("-D").arg(&data).arg("-k").arg(&directory);
-        postgres.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "unix_socket_permissions=0777", "-c", "jit=off"]);
+        postgres.args([
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "fsync=off",
+            "-c",
+            "unix_socket_permissions=0777",
+            "-c",
+            "jit=off",
+            "-c",
+            "enable_seqscan=off",
+        ]);
         postgres.stdout(Stdio::null()).stderr(log).stdin(Stdio::null());
         let child = become_nobody(&mut postgres).spawn().expect("it starts");
         *CHILD.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
@@ -122,12 +143,14 @@ impl Server {
         for file in deltas.iter().flat_map(|delta| files(delta)) {
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let text = fs::read_to_string(&file).unwrap_or_default();
-            if (name.ends_with(".sql") || name.ends_with(".sql.postgres")) && !text.contains("background_updates") {
+            if (name.ends_with(".sql") || name.ends_with(".sql.postgres"))
+                && !text.contains("background_updates")
+            {
                 script += &text;
             }
         }
-        let script =
-            script.replace("$%AUTO_INCREMENT_PRIMARY_KEY%$", "BIGINT PRIMARY KEY GENERATED ALWAYS AS IDENTITY");
+        let script = script
+            .replace("$%AUTO_INCREMENT_PRIMARY_KEY%$", "BIGINT PRIMARY KEY GENERATED ALWAYS AS IDENTITY");
         block_on(async {
             let client = self.connect("postgres").await.expect("it answers");
             client.batch_execute("CREATE DATABASE synapse").await.expect("a database");
@@ -165,7 +188,10 @@ pub(crate) struct Base {
 
 impl Base {
     /// Does something with a connection.
-    fn with<T>(&self, work: impl AsyncFnOnce(&mut Client) -> Result<T, tokio_postgres::Error>) -> Result<T, tokio_postgres::Error> {
+    fn with<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, tokio_postgres::Error> {
         block_on(async {
             let mut client = self.server.connect(&self.name).await?;
             work(&mut client).await
@@ -194,11 +220,20 @@ impl Base {
         self.number(&format!("SELECT count(*) FROM state_groups_state WHERE state_group <= {group}"))
     }
 
-    pub(crate) fn insert(&self, room: &str, ids: &[i64], edges: &[(i64, i64)], rows: &[(i64, String, String, String)]) {
+    pub(crate) fn insert(
+        &self,
+        room: &str,
+        ids: &[i64],
+        edges: &[(i64, i64)],
+        rows: &[(i64, String, String, String)],
+    ) {
         self.with(async |client| {
             let (children, parents): (Vec<i64>, Vec<i64>) = edges.iter().copied().unzip();
             client
-                .execute("INSERT INTO state_groups SELECT g, $2, '$e' || g FROM unnest($1::bigint[]) g", &[&ids, &room])
+                .execute(
+                    "INSERT INTO state_groups SELECT g, $2, '$e' || g FROM unnest($1::bigint[]) g",
+                    &[&ids, &room],
+                )
                 .await?;
             client
                 .execute(
@@ -207,7 +242,8 @@ impl Base {
                 )
                 .await?;
             let groups: Vec<i64> = rows.iter().map(|row| row.0).collect();
-            let column = |at: fn(&(i64, String, String, String)) -> &String| rows.iter().map(at).collect::<Vec<_>>();
+            let column =
+                |at: fn(&(i64, String, String, String)) -> &String| rows.iter().map(at).collect::<Vec<_>>();
             client
                 .execute(
                     "INSERT INTO state_groups_state SELECT g, $5, t, k, e FROM \
@@ -215,7 +251,9 @@ impl Base {
                     &[&groups, &column(|row| &row.1), &column(|row| &row.2), &column(|row| &row.3), &room],
                 )
                 .await?;
-            client.execute("SELECT setval('state_group_id_seq', (SELECT max(id) FROM state_groups))", &[]).await
+            client
+                .execute("SELECT setval('state_group_id_seq', (SELECT max(id) FROM state_groups))", &[])
+                .await
         })
         .unwrap_or_else(|error| panic!("{error:?}"));
         self.execute("ANALYZE state_groups, state_group_edges, state_groups_state");
