@@ -12,7 +12,7 @@ use compress_state::tree::Levels;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = std::env::args().nth(1).ok_or("the URL of a database")?;
     let database = Database::from_text(&url)?;
-    let plan = compress_state::estimate::estimate(&database.connect().await?).await?;
+    let plan = compress_state::estimate::estimate(&database.connect().await?, false).await?;
     let rooms = plan.order().iter().map(|room| room.room_id.clone()).collect();
     let options = Options {
         mode: Mode::Apply,

@@ -59,8 +59,8 @@ fn whole(number: f64) -> u64 {
     number.max(0.0) as u64
 }
 
-/// Estimates all rooms that have something new.
-pub async fn estimate(client: &Client) -> Result<Estimate, Error> {
+/// Estimates all rooms that have something new; or all, as if nothing had been done.
+pub async fn estimate(client: &Client, anew: bool) -> Result<Estimate, Error> {
     let what = "estimate";
     let sizes = client
         .query_one(
@@ -97,7 +97,7 @@ pub async fn estimate(client: &Client) -> Result<Estimate, Error> {
         states.extend(counts.iter().map(|row| (row.get(0), float(row.get(1)))));
     }
     // Where each room was left; a room of which nothing is known counts from its beginning.
-    let done = progress::last_groups(client).await?;
+    let done = if anew { HashMap::new() } else { progress::last_groups(client).await? };
     let groups = client
         .query("SELECT room_id, count(*), max(id) FROM state_groups GROUP BY room_id", &[])
         .await

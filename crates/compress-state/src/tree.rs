@@ -281,7 +281,7 @@ impl Tree {
                     again.consider(head, level, self.bounds[level]);
                 }
             }
-            if again.best.is_some() && again.rows() <= search.rows() + whole / 4 {
+            if again.best.is_some() && again.rows() <= search.rows().saturating_add(whole / 4) {
                 search = again;
             }
         }

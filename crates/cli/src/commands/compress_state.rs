@@ -79,7 +79,7 @@ fn database(arguments: &CompressState, stack: &StackArguments) -> anyhow::Result
 
 async fn dry_run(arguments: &CompressState, database: &Database) -> anyhow::Result<ExitCode> {
     let client = database.connect().await?;
-    let mut estimate = estimate::estimate(&client).await?;
+    let mut estimate = estimate::estimate(&client, arguments.from_start).await?;
     if !arguments.room.is_empty() {
         estimate.rooms.retain(|room| arguments.room.contains(&room.room_id));
     }
@@ -148,7 +148,7 @@ async fn work(arguments: &CompressState, database: &Database) -> anyhow::Result<
     let client = database.connect().await?;
     let before = table_bytes(&client).await;
     let (rooms, plan) = if arguments.room.is_empty() {
-        let plan = estimate::estimate(&client).await?;
+        let plan = estimate::estimate(&client, arguments.from_start).await?;
         (plan.order().iter().map(|room| room.room_id.clone()).collect(), Some(plan))
     } else {
         (arguments.room.clone(), None)
