@@ -330,7 +330,7 @@ impl Base {
             tx.execute("INSERT INTO state_groups VALUES ($1, $2, '$new')", &[&id, &room]).await?;
             tx.execute("INSERT INTO state_group_edges VALUES ($1, $2)", &[&id, &prev]).await?;
             tx.execute(
-                "INSERT INTO state_groups_state VALUES ($1, $2, 'm.room.topic', '', '$topic' || $1::text)",
+                "INSERT INTO state_groups_state VALUES ($1::bigint, $2, 'm.room.topic', '', '$topic' || $1::bigint::text)",
                 &[&id, &room],
             )
             .await?;
