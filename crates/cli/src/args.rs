@@ -163,7 +163,7 @@ pub(crate) struct CompressState {
     /// And remove them: mark the groups for Synapse, which deletes them ten minutes later, and delete the rows
     #[arg(long, requires = "unused")]
     pub(crate) remove: bool,
-    /// Write metrics to this file, for node_exporter's textfile collector
+    /// Write metrics to this file, for `node_exporter`'s textfile collector
     #[arg(long, value_name = "FILE")]
     pub(crate) metrics_file: Option<PathBuf>,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Names {
     numbers: HashMap<Arc<str>, u32>,
-    names: Vec<Option<Arc<str>>>,
+    strings: Vec<Option<Arc<str>>>,
     free: Vec<u32>,
 }
 
@@ -19,17 +19,17 @@ impl Names {
         }
         let name: Arc<str> = name.into();
         let number = self.free.pop().unwrap_or_else(|| {
-            self.names.push(None);
-            u32::try_from(self.names.len()).expect("fewer than four billion strings are held at once")
+            self.strings.push(None);
+            u32::try_from(self.strings.len()).expect("fewer than four billion strings are held at once")
         });
-        self.names[number as usize - 1] = Some(name.clone());
+        self.strings[number as usize - 1] = Some(name.clone());
         self.numbers.insert(name, number);
         number
     }
 
     /// The string of a number that was given and not swept.
     pub fn name(&self, number: u32) -> &str {
-        self.names.get(number as usize - 1).and_then(Option::as_deref).expect("the number is in use")
+        self.strings.get(number as usize - 1).and_then(Option::as_deref).expect("the number is in use")
     }
 
     /// How many strings are held.
@@ -44,7 +44,7 @@ impl Names {
 
     /// Forgets all strings whose numbers are not in use.
     pub fn sweep(&mut self, used: &std::collections::HashSet<u32>) {
-        for (index, name) in self.names.iter_mut().enumerate() {
+        for (index, name) in self.strings.iter_mut().enumerate() {
             let number = u32::try_from(index + 1).expect("it was given as one");
             if !used.contains(&number)
                 && let Some(name) = name.take()

@@ -30,7 +30,7 @@ const HOLD_GOAL: Duration = Duration::from_millis(50);
 /// How many groups a piece has at most.
 const GROUPS: usize = 2000;
 /// How many rows a piece reads at most, unless its first group has more.
-const ROWS_READ: usize = 200_000;
+const ROWS_READ: u64 = 200_000;
 /// How many rows a piece writes and deletes, at least and at most: as many as the server does in the time of `HOLD_GOAL`.
 const ROWS_WRITTEN: std::ops::RangeInclusive<usize> = 500..=40_000;
 /// How many rows come from the server at once.
@@ -209,15 +209,16 @@ impl Session {
             .await?,
             depth: prepare(&format!("{way} SELECT max(hops)::bigint FROM way")).await?,
             lock: prepare("SELECT id FROM state_groups WHERE id = ANY($1) ORDER BY id FOR KEY SHARE").await?,
-            bump: match pending {
-                true => Some(
+            bump: if pending {
+                Some(
                     prepare(
                         "UPDATE state_groups_pending_deletion SET sequence_number = DEFAULT, \
                          insertion_ts = (extract(epoch FROM clock_timestamp()) * 1000)::bigint WHERE state_group = ANY($1)",
                     )
                     .await?,
-                ),
-                false => None,
+                )
+            } else {
+                None
             },
             delete_edges: prepare("DELETE FROM state_group_edges WHERE state_group = ANY($1)").await?,
             insert_edges: prepare(
@@ -264,9 +265,10 @@ impl Session {
         watch: &mut dyn Watch,
         report: &mut RoomReport,
     ) -> Result<(), Error> {
-        let progress = match options.from_start {
-            true => Progress::default(),
-            false => progress::read(&self.client, room_id).await?,
+        let progress = if options.from_start {
+            Progress::default()
+        } else {
+            progress::read(&self.client, room_id).await?
         };
         let mut tree = Tree::new(&options.levels);
         let mut work =
@@ -480,7 +482,7 @@ impl Work<'_> {
         let (mut piece, changes) = self.read(&tx, statements, tree, &stored, newest, *batch).await?;
         // Groups that are gone were the last ones' neighbours: they are dealt with too.
         piece.taken = ids.iter().take_while(|id| **id <= piece.last).count();
-        if piece.groups as usize == stored.len() {
+        if piece.groups == stored.len() as u64 {
             (piece.taken, piece.last) = (ids.len(), ids[ids.len() - 1]);
         }
         match self.options.mode {
@@ -587,7 +589,7 @@ impl Work<'_> {
                     )
                     .await?;
                     at += 1;
-                    if size >= batch || piece.rows_before as usize >= ROWS_READ {
+                    if size >= batch || piece.rows_before >= ROWS_READ {
                         return Ok((piece, changes));
                     }
                 }
@@ -637,10 +639,9 @@ impl Work<'_> {
     ) -> Result<(), Error> {
         let id = stored.id;
         let why = match stored.prevs[..] {
-            [] => None,
             [(_, false)] => Some("its predecessor is missing"),
             [(prev, true)] if prev >= id => Some("its predecessor is not older"),
-            [_] => None,
+            [] | [_] => None,
             _ => Some("it has several predecessors"),
         };
         let prev = stored.prevs.first().map(|(prev, _)| *prev);

@@ -104,6 +104,7 @@ impl State {
     }
 
     /// The state with these pairs and nothing else, sharing with a relative.
+    #[must_use]
     pub fn like(relative: &Self, pairs: &[Pair]) -> Self {
         let mut state = relative.clone();
         let kept = pairs.iter().filter(|(key, _)| relative.get(*key).is_some()).count();
@@ -127,6 +128,7 @@ impl State {
     }
 
     /// The state with these pairs over it.
+    #[must_use]
     pub fn with(&self, pairs: &[Pair]) -> Self {
         let mut state = self.clone();
         for &(key, event) in pairs {

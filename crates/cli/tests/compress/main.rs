@@ -48,6 +48,10 @@ impl Numbers {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
+
+    fn index(&mut self, limit: u64) -> usize {
+        usize::try_from(self.below(limit)).expect("small")
+    }
 }
 
 type State = BTreeMap<(String, String), String>;
@@ -65,9 +69,9 @@ fn fill(base: &Base, seed: u64, rooms: &[(&str, u64)]) {
         };
         for _ in 0..*count {
             group += 1;
-            let back = if numbers.below(20) == 0 { numbers.below(30) as usize } else { 0 };
+            let back = if numbers.below(20) == 0 { numbers.index(30) } else { 0 };
             let mut delta = State::new();
-            for _ in 0..[1, 1, 1, 1, 1, 2, 0][numbers.below(7) as usize] {
+            for _ in 0..[1, 1, 1, 1, 1, 2, 0][numbers.index(7)] {
                 let key = match numbers.below(30) {
                     0 => ("m.room.name".to_owned(), String::new()),
                     // What has to be quoted.

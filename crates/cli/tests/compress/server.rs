@@ -143,7 +143,7 @@ impl Server {
         for file in deltas.iter().flat_map(|delta| files(delta)) {
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let text = fs::read_to_string(&file).unwrap_or_default();
-            if (name.ends_with(".sql") || name.ends_with(".sql.postgres"))
+            if [".sql", ".sql.postgres"].iter().any(|end| name.ends_with(end))
                 && !text.contains("background_updates")
             {
                 script += &text;

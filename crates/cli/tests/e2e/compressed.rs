@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
@@ -12,8 +12,11 @@ use crate::system::{ask, run};
 
 /// Who comes and goes.
 const USERS: usize = 8;
-/// How many changes each makes before the room is compressed.
-const CHANGES: u32 = 180;
+/// How many changes each makes at least before the room is compressed, and how many at most, for as long as there is time.
+const CHANGES: std::ops::RangeInclusive<u32> = 40..=400;
+const TIME: Duration = Duration::from_secs(30);
+/// How many other keys the room's state has.
+const KEYS: u32 = 150;
 /// Compressing takes seconds; the machine may be busy.
 const COMPRESSED: Duration = Duration::from_secs(120);
 /// Of how many events one is looked at through the API, before and after.
@@ -109,7 +112,10 @@ pub(crate) fn a_room_is_compressed_while_its_members_come_and_go() {
     stack.up().good();
     let users: Vec<User> = (0..USERS).map(|number| register(stack.port, &format!("mover{number}"))).collect();
     let owner = &users[0];
-    let create = json!({ "preset": "public_chat", "name": "crowd" });
+    let keys: Vec<Value> = (0..KEYS)
+        .map(|key| json!({ "type": "test.key", "state_key": key.to_string(), "content": {} }))
+        .collect();
+    let create = json!({ "preset": "public_chat", "name": "crowd", "initial_state": keys });
     let created = need(stack.port, "POST", "/_matrix/client/v3/createRoom", &owner.token, Some(&create));
     let room = created["room_id"].as_str().expect("an ID");
     for user in &users[1..] {
@@ -123,7 +129,12 @@ pub(crate) fn a_room_is_compressed_while_its_members_come_and_go() {
     }
     std::thread::scope(|scope| {
         for user in &users[1..] {
-            scope.spawn(|| (1..=CHANGES).for_each(|number| change(stack.port, room, user, number)));
+            let started = Instant::now();
+            let more = move |number: &u32| number <= CHANGES.start() || started.elapsed() < TIME;
+            let port = stack.port;
+            scope.spawn(move || {
+                (1..=*CHANGES.end()).take_while(more).for_each(|number| change(port, room, user, number));
+            });
         }
     });
     let (before, rows) = groups(&stack, room);
@@ -140,7 +151,7 @@ pub(crate) fn a_room_is_compressed_while_its_members_come_and_go() {
     let report = std::thread::scope(|scope| {
         for user in &users[1..] {
             scope.spawn(|| {
-                let mut number = CHANGES;
+                let mut number = *CHANGES.end();
                 while !done.load(Ordering::Relaxed) {
                     number += 1;
                     change(stack.port, room, user, number);
