@@ -88,9 +88,9 @@ async fn dry_run(arguments: &CompressState, database: &Database) -> anyhow::Resu
             .with_context(|| format!("cannot write `{}`", file.display()))?;
     }
     if arguments.json {
-        super::print_json(&estimate)?
+        super::print_json(&estimate)?;
     } else {
-        super::print(&estimate.table(SHOWN))?
+        super::print(&estimate.table(SHOWN))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -326,7 +326,7 @@ fn describe(report: &Report, mode: Mode, table: Option<u64>) -> String {
     out
 }
 
-/// What node_exporter's textfile collector reads; it must never see half a file.
+/// What `node_exporter`'s textfile collector reads; it must never see half a file.
 fn write_metrics(path: &Path, report: &Report) -> std::io::Result<()> {
     let (groups, moved, before, after, saved) = report.sums();
     let broken: usize = report.rooms.iter().map(|room| room.broken.len()).sum();
