@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use model::{Address, Preset, Sources};
@@ -94,6 +95,8 @@ pub(crate) enum Command {
     /// Where requests go, and why
     #[command(subcommand)]
     Routes(Routes),
+    /// Store the state of rooms in fewer rows of Synapse's database, while Synapse runs
+    CompressState(CompressState),
     /// Package Helm charts as a repository to publish
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
@@ -135,6 +138,90 @@ pub(crate) struct Doctor {
 
 fn network(text: &str) -> Result<Sources, String> {
     text.to_owned().try_into()
+}
+
+/// `compress-state`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command")]
+pub(crate) struct CompressState {
+    /// Only these rooms [default: all that have something new, the largest gain in a second first]
+    #[arg(long, value_name = "ROOM_ID")]
+    pub(crate) room: Vec<String>,
+    /// The database [default: that of libpq's environment variables if PGHOST is set, else the stack's]; a password that is
+    /// missing in it is read from PGPASSWORD
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    pub(crate) database_url: Option<String>,
+    /// Change nothing, and estimate from a sample what each room would save
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Change nothing, and count what each room would save by doing everything but writing
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) count: bool,
+    /// Change nothing, and write SQL to this file
+    #[arg(long, value_name = "FILE", requires = "room", conflicts_with_all = ["dry_run", "count"])]
+    pub(crate) output: Option<PathBuf>,
+    /// With `--dry-run`, draw a chart as SVG to this file
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How many hops each level may use, the finest first; 99 in all at most count
+    #[arg(long, value_name = "N,N,…", default_value = "50,33,16")]
+    pub(crate) levels: compress_state::tree::Levels,
+    /// End after this time, such as `90s`, `30m` or `2h`; the next run goes on from there
+    #[arg(long, value_name = "TIME", value_parser = time_span)]
+    pub(crate) budget: Option<Duration>,
+    /// Work between these times of the day alone: wait for the first, and end at the second
+    #[arg(long, value_name = "HH:MM-HH:MM")]
+    pub(crate) night: Option<compress_state::clock::Night>,
+    /// How many rooms at once
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) jobs: u8,
+    /// Wait while more queries of others than this run on the server
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) max_active: u16,
+    /// Begin with the oldest group, whatever was done before
+    #[arg(long)]
+    pub(crate) from_start: bool,
+    /// Only groups above this one
+    #[arg(long, value_name = "GROUP", requires = "room")]
+    pub(crate) above: Option<i64>,
+    /// Only groups up to this one
+    #[arg(long, value_name = "GROUP", requires = "room")]
+    pub(crate) up_to: Option<i64>,
+    /// Only so many groups of each room
+    #[arg(long, value_name = "N")]
+    pub(crate) groups: Option<u64>,
+    /// Give groups whose predecessor is missing another one, with the state that Synapse makes of them now
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Do not read back what was written before it is committed
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+    /// Look for groups that nothing refers to, and rows whose group is gone, instead of compressing
+    #[arg(long, conflicts_with_all = ["room", "dry_run", "count", "budget", "night"])]
+    pub(crate) unused: bool,
+    /// And remove them: mark the groups for Synapse, which deletes them ten minutes later, and delete the rows
+    #[arg(long, requires = "unused")]
+    pub(crate) remove: bool,
+    /// Write metrics to this file, for `node_exporter`'s textfile collector
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics_file: Option<PathBuf>,
+}
+
+/// A time such as `30m`.
+fn time_span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time such as `90s`, `30m` or `2h`");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    (1..=10_000).contains(&number).then(|| Duration::from_secs(number * unit)).ok_or_else(wrong)
 }
 
 /// `package-charts`.

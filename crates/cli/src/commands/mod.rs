@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod charts;
+mod compress_state;
 mod doctor;
 mod files;
 mod init;
@@ -51,6 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::GenerateSecrets(generate) => secrets::generate(generate)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
+        Command::CompressState(arguments) => return compress_state::compress(arguments, stack),
         Command::PackageCharts(arguments) => charts::package(arguments)?,
         Command::Schema => {
             print_json(&config::schema())?;

@@ -6,6 +6,7 @@
 
 mod calls;
 mod compose;
+mod compressed;
 mod reload;
 mod scenarios;
 mod served;

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{calls, compose, reload, scenarios, served, tokens, truth, units};
+use crate::{calls, compose, compressed, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -55,6 +55,10 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
     ("two_stacks_federate", scenarios::two_stacks_federate),
     ("users_of_two_stacks_get_tokens_for_calls", calls::users_of_two_stacks_get_tokens_for_calls),
+    (
+        "a_room_is_compressed_while_its_members_come_and_go",
+        compressed::a_room_is_compressed_while_its_members_come_and_go,
+    ),
     ("units_run_without_up", units::units_run_without_up),
     ("compose_files_fit_together", compose::compose_files_fit_together),
 ];
