@@ -89,10 +89,20 @@ pub(crate) enum Command {
     /// Where requests go, and why
     #[command(subcommand)]
     Routes(Routes),
+    /// Run one companion service, as its file (`--config`) says
+    #[command(subcommand)]
+    Serve(Serve),
     /// Package Helm charts as a repository to publish
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `serve`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Serve {
+    /// The LDAP proxy: balances connections and searches over LDAP servers [default file: ldap.yaml]
+    Ldap,
 }
 
 /// `package-charts`.

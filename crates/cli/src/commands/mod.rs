@@ -10,6 +10,7 @@ mod routes;
 mod run;
 mod running;
 mod secrets;
+mod serve;
 mod top;
 mod up;
 
@@ -47,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::GenerateSecrets(generate) => secrets::generate(generate)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
+        Command::Serve(service) => return serve::serve(service, stack.config.as_deref()),
         Command::PackageCharts(arguments) => charts::package(arguments)?,
         Command::Schema => {
             print_json(&config::schema())?;
