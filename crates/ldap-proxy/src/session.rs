@@ -528,3 +528,139 @@ fn target(rules: &Rules, request: &Message<'_>) -> Option<String> {
     let name = name.unwrap_or_default();
     Some(String::from_utf8_lossy(&name[..name.len().min(LONGEST)]).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Limits, Settings};
+
+    fn rules(more: &str) -> Rules {
+        let text = format!("servers: [{{url: \"ldap://a\"}}, {{url: \"ldap://b\"}}]\n{more}");
+        let settings: Settings = config::document("ldap.yaml", &text).unwrap();
+        settings.check().unwrap();
+        Rules {
+            policy: Policy::new(&settings),
+            pending: 2,
+            attempts: 3,
+            tls_offered: false,
+            service: None,
+            limiter: Arc::new(Limiter::new(&Limits::default())),
+            cache: None,
+            access_log: AccessLog::All,
+        }
+    }
+
+    fn session() -> Session {
+        Session::new(IpAddr::from([192, 0, 2, 1]), false)
+    }
+
+    fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        crate::ber::write(&mut out, tag, content);
+        out
+    }
+
+    fn bind(id: i32, dn: &str, password: &str) -> Vec<u8> {
+        let body = [vec![2, 1, 3], element(4, dn.as_bytes()), element(0x80, password.as_bytes())].concat();
+        message::with_id(id, &element(op::BIND, &body))
+    }
+
+    fn search(id: i32) -> Vec<u8> {
+        let search = message::Search {
+            base: b"dc=a",
+            scope: 2,
+            deref: 0,
+            size: 0,
+            time: 0,
+            types_only: &[0],
+            filter: &[0x87, 1, b'a'],
+            attributes: Vec::new(),
+        };
+        message::with_id(id, &element(op::SEARCH, &search.write()))
+    }
+
+    fn answered(session: &mut Session, rules: &Rules, id: i32, request: u8, code: i32) -> Passed {
+        let answer = message::answer(id, request, code, "");
+        session.response(rules, &message::parse(&answer).unwrap(), false, Instant::now()).unwrap()
+    }
+
+    /// The result code of what is said.
+    fn said(todo: &Todo) -> i32 {
+        let Todo::Say(bytes) = todo else { panic!("{todo:?}") };
+        message::result_code(message::parse(bytes).unwrap().body).unwrap()
+    }
+
+    #[test]
+    fn a_request_waits_until_it_is_known_for_whom_it_is() {
+        let (rules, mut session) = (rules(""), session());
+        let now = Instant::now();
+        assert!(matches!(session.request(&rules, &bind(1, "cn=a", "x"), now), Todo::Own(_)));
+        assert!(session.holds());
+        assert_eq!(answered(&mut session, &rules, 1, op::BIND, code::SUCCESS), Passed::On);
+        assert!(!session.holds());
+        assert_eq!(session.who(), &Who::User("cn=a".into()));
+        // A bind that is refused leaves nobody bound, and the connection that was is of no use.
+        assert_eq!(said(&session.request(&rules, &bind(2, "cn=a", ""), now)), code::UNWILLING);
+        assert_eq!(session.who(), &Who::Nobody);
+        assert!(session.is_outdated() && !session.is_outdated());
+    }
+
+    #[test]
+    fn what_was_not_answered_in_part_is_tried_as_often_as_there_are_servers() {
+        let (rules, mut session) = (rules(""), session());
+        let now = Instant::now();
+        session.request(&rules, &search(1), now);
+        session.request(&rules, &search(2), now);
+        assert_eq!(said(&session.request(&rules, &search(3), now)), code::BUSY);
+        let entry = message::with_id(2, &element(op::ENTRY, &element(4, b"dc=a")));
+        let entry = message::parse(&entry).unwrap();
+        assert_eq!(session.response(&rules, &entry, false, now), Ok(Passed::On));
+        for _ in 0..2 {
+            let lost = session.lost(&rules, true, now);
+            assert_eq!((lost.again, lost.end), (vec![search(1)], false));
+        }
+        let lost = session.lost(&rules, true, now);
+        assert_eq!(message::parse(&lost.say).unwrap().id, 1);
+        assert!(lost.again.is_empty() && session.is_idle());
+        assert_eq!(answered(&mut session, &rules, 1, op::SEARCH, code::SUCCESS), Passed::Dropped);
+    }
+
+    #[test]
+    fn nobody_is_bound_again_without_his_own_doing() {
+        let (rules, mut session) = (rules(""), session());
+        let now = Instant::now();
+        session.request(&rules, &bind(1, "cn=a", "x"), now);
+        // The bind itself can be tried elsewhere.
+        assert_eq!(session.lost(&rules, true, now).again, [bind(1, "cn=a", "x")]);
+        answered(&mut session, &rules, 1, op::BIND, code::SUCCESS);
+        session.request(&rules, &search(2), now);
+        let lost = session.lost(&rules, true, now);
+        assert!(lost.end && lost.again.is_empty() && !lost.say.is_empty());
+    }
+
+    #[test]
+    fn sasl_that_would_not_survive_a_proxy_is_refused() {
+        let (rules, mut session) = (rules(""), session());
+        for (mechanism, good) in [("EXTERNAL", false), ("GSSAPI", false), ("SCRAM-SHA-256", true)] {
+            let sasl = element(0xa3, &element(4, mechanism.as_bytes()));
+            let body = [vec![2, 1, 3], element(4, b""), sasl].concat();
+            let todo =
+                session.request(&rules, &message::with_id(1, &element(op::BIND, &body)), Instant::now());
+            assert_eq!(matches!(todo, Todo::Own(_)), good, "{mechanism}");
+        }
+        answered(&mut session, &rules, 1, op::BIND, code::SASL_BIND_IN_PROGRESS);
+        assert_eq!(said(&session.request(&rules, &search(2), Instant::now())), code::OPERATIONS_ERROR);
+    }
+
+    #[test]
+    fn no_password_is_in_what_is_told_of_an_operation() {
+        let (rules, mut session) = (rules(""), session());
+        session.request(&rules, &bind(1, "cn=a", "s3cret"), Instant::now());
+        answered(&mut session, &rules, 1, op::BIND, code::INVALID_CREDENTIALS);
+        assert_eq!(session.records[0].target.as_deref(), Some("cn=a"));
+        assert!(!format!("{:?}", session.records).contains("s3cret"));
+        let bytes = bind(1, "cn=a", "s3cret");
+        let bind = message::bind(message::parse(&bytes).unwrap().body).unwrap();
+        assert!(!format!("{bind:?}").contains("115"), "a password's bytes are shown");
+    }
+}

@@ -199,7 +199,9 @@ pub(crate) async fn tool_at(
     let run = tokio::process::Command::new(program)
         .args(["-x", "-H", url, "-o", "nettimeout=20"])
         .args(arguments)
-        .env("LDAPNOINIT", "1")
+        // Nobody's own settings count.
+        .env("LDAPCONF", "/dev/null")
+        .env("HOME", "/nonexistent")
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -207,6 +209,20 @@ pub(crate) async fn tool_at(
     let Output { status, stdout, stderr } = timeout(LONG, run).await.expect("it ends").expect("it runs");
     let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     (status.code().unwrap_or(-1), said)
+}
+
+/// The question which server this is.
+fn mark_search() -> LdapOp {
+    LdapOp::SearchRequest(LdapSearchRequest {
+        base: MARK.to_owned(),
+        scope: LdapSearchScope::Base,
+        aliases: LdapDerefAliases::Never,
+        sizelimit: 0,
+        timelimit: 0,
+        typesonly: false,
+        filter: LdapFilter::Present("objectClass".to_owned()),
+        attrs: vec!["description".to_owned()],
+    })
 }
 
 /// A client that says exactly what a test wants.
@@ -225,6 +241,17 @@ impl Raw {
 
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.expect("it is taken");
+    }
+
+    /// Asks a hundred times at once and reads nothing. Whether that is taken.
+    pub(crate) async fn floods(&mut self) -> bool {
+        let mut out = BytesMut::new();
+        for _ in 0..100 {
+            self.id += 1;
+            let message = LdapMsg { msgid: self.id, op: mark_search(), ctrl: Vec::new() };
+            self.codec.encode(message, &mut out).expect("a message");
+        }
+        timeout(LONG, self.stream.write_all(&out)).await.expect("it is taken or refused").is_ok()
     }
 
     pub(crate) async fn send(&mut self, op: LdapOp) -> i32 {
@@ -260,17 +287,7 @@ impl Raw {
 
     /// Asks which server this is.
     pub(crate) async fn send_search(&mut self) -> i32 {
-        self.send(LdapOp::SearchRequest(LdapSearchRequest {
-            base: MARK.to_owned(),
-            scope: LdapSearchScope::Base,
-            aliases: LdapDerefAliases::Never,
-            sizelimit: 0,
-            timelimit: 0,
-            typesonly: false,
-            filter: LdapFilter::Present("objectClass".to_owned()),
-            attrs: vec!["description".to_owned()],
-        }))
-        .await
+        self.send(mark_search()).await
     }
 
     /// The mark in the answer to that, or the result code.

@@ -24,13 +24,14 @@ async fn nothing_but_what_is_allowed() {
     assert!(code == 0 && said.contains("supportedLDAPVersion: 3"), "{said}");
 
     let people = "ou=people,dc=example,dc=org";
-    let (code, said) = tool("ldapsearch", address, &with(&["-b", people, "(uid=alice)"])).await;
+    let (code, said) = tool("ldapsearch", address, &with(&["-LLL", "-b", people, "(uid=alice)"])).await;
     assert!(code == 0 && said.contains("mail: alice@") && !said.contains("telephone"), "{said}");
-    let asked = with(&["-b", people, "(uid=alice)", "mail", "telephoneNumber", "@inetOrgPerson", "+"]);
+    let asked =
+        with(&["-LLL", "-b", people, "(uid=alice)", "mail", "telephoneNumber", "@inetOrgPerson", "+"]);
     let (code, said) = tool("ldapsearch", address, &asked).await;
     let leaks = ["telephone", "entryUUID", "sn:"].iter().any(|name| said.contains(name));
     assert!(code == 0 && said.contains("mail: alice@") && !leaks, "{said}");
-    let (code, said) = tool("ldapsearch", address, &with(&["-b", people, "(uid=alice)", "sn"])).await;
+    let (code, said) = tool("ldapsearch", address, &with(&["-LLL", "-b", people, "(uid=alice)", "sn"])).await;
     assert!(code == 0 && said.contains("dn: uid=alice") && !said.contains("sn:"), "{said}");
     for filter in ["(telephoneNumber=1*)", "(&(uid=alice)(!(sn=x)))", "(:caseExactMatch:=alice)"] {
         let (code, said) = tool("ldapsearch", address, &[&alice[..], &["-b", people, filter]].concat()).await;
@@ -44,8 +45,8 @@ async fn nothing_but_what_is_allowed() {
         tool("ldapsearch", address, &with(&["-b", people, "-E", "!sss=telephoneNumber", "(uid=*)"])).await;
     assert_eq!(code, 12, "sorting shows an order");
 
-    let (code, _) = tool("ldappasswd", address, &with(&["-s", "x"])).await;
-    assert_eq!(code, 53);
+    let (code, said) = tool("ldappasswd", address, &with(&["-s", "x"])).await;
+    assert!(code != 0 && said.contains("(53)"), "{said}");
     let (code, _) = tool("ldapdelete", address, &with(&[MARK])).await;
     assert_eq!(code, 53);
     let (code, _) = tool("ldapmodrdn", address, &with(&[MARK, "cn=x"])).await;
@@ -123,18 +124,9 @@ async fn who_does_not_read_is_cut_and_costs_little() {
     let (proxy, address) = proxy(settings(&[&one], "limits: {io_seconds: 1, pending: 10000}\n")).await;
     let mut raw = Raw::connect(address).await;
     // Until nothing more is taken, for the answers are not.
-    let flood = async {
-        loop {
-            for _ in 0..100 {
-                raw.send_search().await;
-            }
-        }
-    };
-    let cut = until("it is cut", async || metric(&proxy, r#"connections_closed_total{reason="slow"}"#) > 0.5);
-    tokio::select! {
-        () = flood => {}
-        () = cut => {}
-    }
+    while raw.floods().await {}
+    let slow = r#"connections_closed_total{reason="slow"}"#;
+    until("it is cut", async || metric(&proxy, slow) > 0.5).await;
     proxy.stop().await;
 }
 
