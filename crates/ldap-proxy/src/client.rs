@@ -400,12 +400,11 @@ impl Client {
             }
             Back::Lost(id, index) => {
                 self.places.remove(&id);
-                match self.session.shared_lost(&self.active.rules, id, NO_SERVER, now) {
-                    Some(say) => self.wire.output.extend_from_slice(&say),
-                    None => {
-                        self.active.metrics.retried.inc();
-                        self.share(id, Some(index));
-                    }
+                if let Some(say) = self.session.shared_lost(&self.active.rules, id, NO_SERVER, now) {
+                    self.wire.output.extend_from_slice(&say);
+                } else {
+                    self.active.metrics.retried.inc();
+                    self.share(id, Some(index));
                 }
             }
             Back::Overflow(id) => {

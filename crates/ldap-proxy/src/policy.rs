@@ -113,7 +113,7 @@ impl Policy {
             return Ok(Err(ELSEWHERE));
         }
         if request.op == op::COMPARE && !self.attributes.is_empty() {
-            if let Some(refusal) = self.control(request)? {
+            if let Some(refusal) = control(request)? {
                 return Ok(Err(refusal));
             }
             let mut reader = crate::ber::Reader(request.body);
@@ -147,7 +147,7 @@ impl Policy {
         shorten(&mut search.size, self.entries);
         shorten(&mut search.time, self.seconds);
         if !self.attributes.is_empty() {
-            if let Some(refusal) = self.control(request)? {
+            if let Some(refusal) = control(request)? {
                 return Ok(Err(refusal));
             }
             let mut looked_at = Vec::new();
@@ -169,18 +169,18 @@ impl Policy {
         Ok(Ok(if changed { Allowed::Changed(search.write()) } else { Allowed::AsIs }))
     }
 
-    /// Controls can show more than attributes that are asked for: what is not known not to do so is refused.
-    fn control(&self, request: &Message<'_>) -> Result<Option<Refusal>, Malformed> {
-        let known = |name: &&[u8]| [oid::PAGED_RESULTS, oid::MANAGE_DSA_IT].contains(name);
-        let refused = !request.control_names()?.iter().all(known);
-        Ok(refused.then_some((code::UNAVAILABLE_CRITICAL_EXTENSION, "this control is refused here")))
-    }
-
     /// Whether an attribute is on the list. Its options (`;lang-en`) make no difference.
     fn shows(&self, attribute: &[u8]) -> bool {
         let name = attribute.split(|byte| *byte == b';').next().unwrap_or_default();
         self.attributes.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
     }
+}
+
+/// Controls can show more than attributes that are asked for: what is not known not to do so is refused.
+fn control(request: &Message<'_>) -> Result<Option<Refusal>, Malformed> {
+    let known = |name: &&[u8]| [oid::PAGED_RESULTS, oid::MANAGE_DSA_IT].contains(name);
+    let refused = !request.control_names()?.iter().all(known);
+    Ok(refused.then_some((code::UNAVAILABLE_CRITICAL_EXTENSION, "this control is refused here")))
 }
 
 const READ_ONLY: Refusal = (code::UNWILLING, "nothing is changed through this proxy");

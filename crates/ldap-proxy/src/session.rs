@@ -106,8 +106,11 @@ struct Pending {
     entries: u32,
     target: Option<String>,
     bind: Option<Binding>,
-    cached: Option<(cache::Key, Vec<Box<[u8]>>, usize)>,
+    cached: Option<Remembered>,
 }
+
+/// An answer on its way into the cache: for what, its messages so far, and their bytes.
+type Remembered = (cache::Key, Vec<Box<[u8]>>, usize);
 
 #[derive(Debug)]
 struct Binding {
@@ -117,6 +120,7 @@ struct Binding {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Session {
     client: IpAddr,
     tls: bool,
@@ -440,9 +444,9 @@ impl Session {
 
     /// The client's own server is gone, or none could be had.
     pub(crate) fn lost(&mut self, rules: &Rules, reachable: bool, now: Instant) -> Lost {
-        let mut lost = Lost::default();
         // A password is not kept to bind with it again.
-        lost.end = matches!(self.who, Who::User(_)) || self.exchange;
+        let end = matches!(self.who, Who::User(_)) || self.exchange;
+        let mut lost = Lost { end, ..Lost::default() };
         self.sticky = false;
         let mut kept = Vec::new();
         for mut pending in std::mem::take(&mut self.pending) {
@@ -509,6 +513,8 @@ impl Session {
 
 /// What is written to the log of a request.
 fn target(rules: &Rules, request: &Message<'_>) -> Option<String> {
+    /// Longer names are cut.
+    const LONGEST: usize = 512;
     let wanted = match rules.access_log {
         AccessLog::Off => false,
         AccessLog::Binds => request.op == op::BIND || op::writes(request.op),
@@ -517,8 +523,6 @@ fn target(rules: &Rules, request: &Message<'_>) -> Option<String> {
     if !wanted {
         return None;
     }
-    /// Longer names are cut.
-    const LONGEST: usize = 512;
     let name = match request.op {
         op::BIND => message::bind(request.body).map(|bind| bind.dn),
         // An operation's name, never its value: that may be a password.

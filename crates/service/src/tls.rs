@@ -25,14 +25,12 @@ pub enum TlsError {
         reason: String,
     },
     /// The key is not the certificate's, or of a kind that is not known.
-    #[error("{at}: `{certificate}` and `{private_key}` do not go together: {source}")]
+    #[error("{at}: `{}` and `{}` do not go together: {source}", files.certificate.display(), files.private_key.display())]
     Pair {
         /// The part of the settings.
         at: &'static str,
-        /// The certificate's file.
-        certificate: PathBuf,
-        /// The key's file.
-        private_key: PathBuf,
+        /// The files of both.
+        files: Box<model::Tls>,
         /// What is wrong.
         source: rustls::Error,
     },
@@ -68,8 +66,7 @@ pub fn pair(
 
 /// What two files are that do not go together.
 pub fn mismatch(at: &'static str, files: &model::Tls, source: rustls::Error) -> TlsError {
-    let model::Tls { certificate, private_key } = files.clone();
-    TlsError::Pair { at, certificate, private_key, source }
+    TlsError::Pair { at, files: Box::new(files.clone()), source }
 }
 
 /// Those in a file whose certificates are believed; what in it is of no use is left out.

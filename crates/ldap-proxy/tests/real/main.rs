@@ -4,6 +4,7 @@ mod encrypted;
 mod lab;
 mod limits;
 mod service;
+mod synapse;
 
 use ldap3_proto::proto::LdapOp;
 
