@@ -75,6 +75,7 @@ pub(crate) mod code {
 pub(crate) mod oid {
     pub(crate) const START_TLS: &[u8] = b"1.3.6.1.4.1.1466.20037";
     pub(crate) const WHOAMI: &[u8] = b"1.3.6.1.4.1.4203.1.11.3";
+    pub(crate) const PASSWORD_MODIFY: &[u8] = b"1.3.6.1.4.1.4203.1.11.1";
     pub(crate) const CANCEL: &[u8] = b"1.3.6.1.1.8";
     pub(crate) const NOTICE_OF_DISCONNECTION: &[u8] = b"1.3.6.1.4.1.1466.20036";
     pub(crate) const PAGED_RESULTS: &[u8] = b"1.2.840.113556.1.4.319";
@@ -272,6 +273,34 @@ pub fn filter_attributes<'b>(
 /// The name of an extended request.
 pub fn extended(body: &[u8]) -> Result<&[u8], Malformed> {
     Reader(body).expect(0x80)
+}
+
+/// Whose password a request to modify one (RFC 3062) names.
+pub(crate) fn password_of(body: &[u8]) -> Result<Option<&[u8]>, Malformed> {
+    let mut reader = Reader(body);
+    reader.expect(0x80)?;
+    if reader.is_empty() {
+        return Ok(None);
+    }
+    let mut value = Reader(Reader(reader.expect(0x81)?).expect(SEQUENCE)?);
+    while !value.is_empty() {
+        if let (0x80, name) = value.next()? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Below which entry a request puts another.
+pub(crate) fn new_superior<'b>(request: &Message<'b>) -> Result<Option<&'b [u8]>, Malformed> {
+    if request.op != op::RENAME {
+        return Ok(None);
+    }
+    let mut reader = Reader(request.body);
+    for tag in [OCTETS, OCTETS, 0x01] {
+        reader.expect(tag)?;
+    }
+    if reader.is_empty() { Ok(None) } else { reader.expect(0x80).map(Some) }
 }
 
 /// The result code of an answer's content.

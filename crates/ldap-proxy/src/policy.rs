@@ -101,16 +101,18 @@ impl Policy {
             return Ok(Err(UNBOUND));
         }
         if request.op == op::EXTENDED {
-            let harmless = [oid::WHOAMI, oid::CANCEL].contains(&message::extended(request.body)?);
-            let refused = self.read_only && !harmless;
-            return Ok(if refused { Err(READ_ONLY) } else { Ok(Allowed::AsIs) });
+            return self.extended(request);
         }
         if op::writes(request.op) && self.read_only {
             return Ok(Err(READ_ONLY));
         }
         let named = op::writes(request.op) || request.op == op::COMPARE;
-        if named && !self.bases.is_empty() && !within(request.entry()?, &self.bases) {
-            return Ok(Err(ELSEWHERE));
+        if named && !self.bases.is_empty() {
+            let target = message::new_superior(request)?;
+            let within = |name| within(name, &self.bases);
+            if !within(request.entry()?) || !target.is_none_or(within) {
+                return Ok(Err(ELSEWHERE));
+            }
         }
         if request.op == op::COMPARE && !self.attributes.is_empty() {
             if let Some(refusal) = control(request)? {
@@ -124,6 +126,24 @@ impl Policy {
             }
         }
         Ok(Ok(Allowed::AsIs))
+    }
+
+    /// What an operation does that is not known cannot be bounded.
+    fn extended(&self, request: &Message<'_>) -> Result<Result<Allowed, Refusal>, Malformed> {
+        let name = message::extended(request.body)?;
+        if [oid::WHOAMI, oid::CANCEL].contains(&name) {
+            return Ok(Ok(Allowed::AsIs));
+        }
+        if self.read_only {
+            return Ok(Err(READ_ONLY));
+        }
+        if self.bases.is_empty() {
+            return Ok(Ok(Allowed::AsIs));
+        }
+        // Without a name it is about who is bound.
+        let good = name == oid::PASSWORD_MODIFY
+            && message::password_of(request.body)?.is_none_or(|name| within(name, &self.bases));
+        Ok(if good { Ok(Allowed::AsIs) } else { Err(ELSEWHERE) })
     }
 
     fn search(&self, request: &Message<'_>, bound: bool) -> Result<Result<Allowed, Refusal>, Malformed> {

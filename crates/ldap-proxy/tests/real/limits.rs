@@ -1,6 +1,6 @@
 //! What clients may not do.
 
-use crate::lab::{ALICE, MARK, Raw, Slapd, installed, metric, proxy, settings, tool, until};
+use crate::lab::{ALICE, MARK, Raw, SERVICE, Slapd, installed, metric, proxy, settings, tool, until};
 use ldap_proxy::Settings;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,6 +55,30 @@ async fn nothing_but_what_is_allowed() {
     assert_eq!(code, 50);
     let (code, _) = tool("ldapwhoami", address, &alice).await;
     assert_eq!(code, 0);
+    proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_stay_below_their_base() {
+    if !installed() {
+        return;
+    }
+    let one = Slapd::start("one").await;
+    let (proxy, address) =
+        proxy(settings(&[&one], "policy: {bases: [\"ou=people,dc=example,dc=org\"]}\n")).await;
+    let admin = ["-D", "cn=admin,dc=example,dc=org", "-w", "admin"];
+    let with = |more: &[&'static str]| [&admin[..], more].concat();
+    let (code, said) = tool("ldappasswd", address, &with(&["-s", "x", SERVICE])).await;
+    assert!(code != 0 && said.contains("(50)"), "{said}");
+    let (code, said) = tool("ldappasswd", address, &with(&["-s", "x", ALICE])).await;
+    assert_eq!(code, 0, "{said}");
+    let (code, _) =
+        tool("ldapmodrdn", address, &with(&["-s", "dc=example,dc=org", ALICE, "uid=alice"])).await;
+    assert_eq!(code, 50, "out of it");
+    let (code, said) = tool("ldapmodrdn", address, &with(&["-r", ALICE, "uid=carol"])).await;
+    assert_eq!(code, 0, "{said}");
+    let (code, _) = tool("ldapdelete", address, &with(&[MARK])).await;
+    assert_eq!(code, 50);
     proxy.stop().await;
 }
 
