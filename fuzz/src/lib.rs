@@ -19,10 +19,9 @@ mod http1;
 mod key;
 
 // Of the LDAP proxy.
-#[expect(dead_code, unreachable_pub, reason = "used by the LDAP proxy")]
+#[expect(unreachable_pub, reason = "shown by the LDAP proxy")]
 #[path = "../../crates/ldap-proxy/src/ber.rs"]
 mod ber;
-#[expect(dead_code, reason = "used by the LDAP proxy")]
 #[path = "../../crates/ldap-proxy/src/dn.rs"]
 mod dn;
 #[expect(dead_code, unreachable_pub, reason = "used by the LDAP proxy")]
