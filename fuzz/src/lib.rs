@@ -1,8 +1,8 @@
-//! What must hold for whatever bytes reach the router, as functions that panic where it does not. The programs in
+//! What must hold for whatever bytes reach the router and the LDAP proxy, as functions that panic where it does not. The programs in
 //! `targets` hand them inputs that a fuzzer makes up; `tests/fuzz.rs` runs those.
 //!
-//! The modules under test are the router's own source files, borrowed by path: so the router's crate shows nothing for
-//! this, and the targets build without the network half of it.
+//! The modules under test are their own source files, borrowed by path: so their crates show nothing for
+//! this, and the targets build without the network half of them.
 // The borrowed modules' own tests are run where they belong.
 #![cfg(not(test))]
 
@@ -18,11 +18,23 @@ mod http1;
 #[path = "../../crates/router/src/key.rs"]
 mod key;
 
+// Of the LDAP proxy.
+#[expect(unreachable_pub, reason = "shown by the LDAP proxy")]
+#[path = "../../crates/ldap-proxy/src/ber.rs"]
+mod ber;
+#[path = "../../crates/ldap-proxy/src/dn.rs"]
+mod dn;
+#[expect(dead_code, unreachable_pub, reason = "used by the LDAP proxy")]
+#[path = "../../crates/ldap-proxy/src/message.rs"]
+mod message;
+
+mod ldap;
 mod matcher;
 mod request;
 mod response;
 mod strict;
 
+pub use ldap::ldap;
 pub use matcher::matcher;
 pub use request::request;
 pub use response::response;

@@ -149,7 +149,7 @@ fn check_passed_on(head: &RequestHead, framing: Framing, content: &[u8], from: h
         _ => Some(content.len() as u64),
     };
     let mut out = Vec::new();
-    headers::write_request(head, from, headers::length_to_tell(framing, told), &mut out);
+    headers::write_request(head, head.target(), from, headers::length_to_tell(framing, told), &mut out);
     let written = out.len();
     out.extend_from_slice(content);
     out.extend_from_slice(NEXT);

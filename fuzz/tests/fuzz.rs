@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const TARGETS: [&str; 3] = ["request", "response", "matcher"];
+const TARGETS: [&str; 4] = ["request", "response", "matcher", "ldap"];
 
 /// What a target is run on, however little time there is.
 fn seeds(target: &str) -> PathBuf {
@@ -45,7 +45,7 @@ fn build(directory: &Path) -> PathBuf {
 }
 
 #[test]
-fn nothing_that_a_fuzzer_finds_breaks_the_router() {
+fn nothing_that_a_fuzzer_finds_breaks_what_reads_it() {
     if !Command::new("c++").arg("--version").output().is_ok_and(|out| out.status.success()) {
         eprintln!("skipped: no C++ compiler, in which the fuzzing engine is written (`apt install g++`)");
         return;
@@ -89,8 +89,12 @@ fn nothing_that_a_fuzzer_finds_breaks_the_router() {
 /// Every seed, quickly and in any case.
 #[test]
 fn seeds_hold() {
-    let targets: [fn(&[u8]); 3] =
-        [matrix_stack_fuzz::request, matrix_stack_fuzz::response, matrix_stack_fuzz::matcher];
+    let targets: [fn(&[u8]); 4] = [
+        matrix_stack_fuzz::request,
+        matrix_stack_fuzz::response,
+        matrix_stack_fuzz::matcher,
+        matrix_stack_fuzz::ldap,
+    ];
     for (name, target) in TARGETS.iter().zip(targets) {
         let files: Vec<_> = fs::read_dir(seeds(name)).expect("its seeds").flatten().collect();
         assert!(files.len() > 5, "{name}");

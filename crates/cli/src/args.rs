@@ -114,6 +114,10 @@ pub(crate) enum Serve {
     ///
     /// They are those of the stack file, at its `well_known.listen`.
     WellKnown,
+    /// Balance connections and searches over LDAP servers
+    ///
+    /// Without `--config`, its file is `ldap.yaml`.
+    Ldap,
 }
 
 /// `doctor`.

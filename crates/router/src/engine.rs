@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use service::proxied::{self, Refused};
 use slab::Slab;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
@@ -20,12 +21,11 @@ use tokio_rustls::TlsAcceptor;
 use uring::Ring;
 
 use crate::http2;
-use crate::proxied::{self, Refused};
 use crate::proxy;
 use crate::state::{Open, Phase, Shared, State};
 use crate::stream::Stream;
 use crate::tls::H2;
-use crate::upstream::{Loose, Pools};
+use crate::upstream::{Loose, Pools, Socket};
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,7 +234,7 @@ async fn encrypted(worker: &Rc<Worker>, state: &Shared, socket: Loose, tls: TlsA
 async fn introduced(state: &Shared, socket: Loose, peer: Peer) -> Option<(Loose, Peer)> {
     let within = state.active.load().settings().head_timeout;
     let socket = socket.tighten().ok()?;
-    let reason = match timeout(within, proxied::take(&socket, peer.address)).await {
+    let reason = match timeout(within, introduce(&socket, peer.address)).await {
         Ok(Ok(address)) => return Some((socket.loosen().ok()?, Peer { address, proxied: false, ..peer })),
         // A load balancer that looks whether the port is open.
         Ok(Err(Refused::Gone)) => return None,
@@ -243,6 +243,13 @@ async fn introduced(state: &Shared, socket: Loose, peer: Peer) -> Option<(Loose,
     };
     state.metrics.unproxied(reason);
     None
+}
+
+async fn introduce(socket: &Socket, peer: Option<IpAddr>) -> Result<Option<IpAddr>, Refused> {
+    match socket {
+        Socket::Tcp(stream) => proxied::take(stream, peer).await,
+        Socket::Unix(stream) => proxied::take(stream, peer).await,
+    }
 }
 
 /// The life of a connection on its thread.

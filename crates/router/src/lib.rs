@@ -28,7 +28,6 @@ mod metrics;
 mod names;
 mod payload;
 mod pick;
-mod proxied;
 mod proxy;
 mod record;
 mod reply;
@@ -61,9 +60,9 @@ pub use engine::Transport;
 pub use failure::{Blame, Failure};
 pub use front::Listener;
 pub use instance::InstanceState;
+pub use service::tls::TlsError;
 pub use settings::Settings;
 pub use snapshot::{Snapshot, SnapshotError};
-pub use tls::TlsError;
 
 use dns::Resolver;
 use engine::Engine;

@@ -15,7 +15,8 @@ use crate::dns::{Question, Sought};
 use crate::instance::Instance;
 use crate::names::Names;
 use crate::settings::Settings;
-use crate::tls::{Tls, TlsError};
+use crate::tls::Tls;
+use service::tls::TlsError;
 
 /// The endpoint table, the instances and the settings that a router works by.
 pub struct Snapshot {

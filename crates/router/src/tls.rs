@@ -1,44 +1,19 @@
 //! TLS in front: the certificate, and looking for a new one.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use rustls_pki_types::pem::{self, PemObject as _};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use service::tls::{TlsError, mismatch, pair};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{self, ServerConfig};
 
-/// The certificate cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read, or holds nothing of the kind.
-    #[error("listen.tls.{field}: cannot read `{path}`: {reason}; name a PEM file that this user may read")]
-    Read {
-        /// The field that names it.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// The key is not the certificate's, or of a kind that is not known.
-    #[error("listen.tls: `{certificate}` and `{private_key}` do not go together: {source}")]
-    Pair {
-        /// The certificate's file.
-        certificate: PathBuf,
-        /// The key's file.
-        private_key: PathBuf,
-        /// What is wrong.
-        source: rustls::Error,
-    },
-}
+/// The part of the stack that names the files.
+const AT: &str = "listen.tls";
 
 /// TLS with a certificate that may be renewed.
 #[derive(Clone, Debug)]
@@ -66,11 +41,11 @@ impl Tls {
     /// Reads the certificate.
     pub(crate) fn load(files: &model::Tls) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
-        let current = ArcSwap::from_pointee((read(files, &provider)?, times(files)));
+        let current = ArcSwap::from_pointee((pair(AT, files, &provider)?, times(files)));
         let certificate = Arc::new(Certificate { files: files.clone(), current });
         let versions = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|source| pair(files, source))?;
+            .map_err(|source| mismatch(AT, files, source))?;
         let mut config = versions.with_no_client_auth().with_cert_resolver(certificate.clone());
         config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
         Ok(Self { config: Arc::new(config), certificate })
@@ -87,7 +62,7 @@ impl Tls {
         if current.load().1 == now {
             return;
         }
-        let renewed = read(files, self.config.crypto_provider());
+        let renewed = pair(AT, files, self.config.crypto_provider());
         let key = match renewed {
             Ok(key) => {
                 tracing::info!(certificate = %files.certificate.display(), "the certificate was renewed");
@@ -108,37 +83,6 @@ pub(crate) const H2: &[u8] = b"h2";
 fn times(files: &model::Tls) -> Times {
     [&files.certificate, &files.private_key]
         .map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
-}
-
-fn pair(files: &model::Tls, source: rustls::Error) -> TlsError {
-    let model::Tls { certificate, private_key } = files.clone();
-    TlsError::Pair { certificate, private_key, source }
-}
-
-fn read(files: &model::Tls, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
-    let failed = |field: &'static str, path: &Path, reason: String| TlsError::Read {
-        field,
-        path: path.into(),
-        reason,
-    };
-    let text = |field, path: &Path| {
-        fs::read(path).map_err(|error: io::Error| failed(field, path, error.to_string()))
-    };
-    let told = |error: pem::Error| match error {
-        pem::Error::NoItemsFound => "there is none in it".to_owned(),
-        error => error.to_string(),
-    };
-    let (field, path) = ("certificate", files.certificate.as_path());
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text(field, path)?)
-        .collect::<Result<_, _>>()
-        .map_err(|error| failed(field, path, told(error)))?;
-    if chain.is_empty() {
-        return Err(failed(field, path, told(pem::Error::NoItemsFound)));
-    }
-    let (field, path) = ("private_key", files.private_key.as_path());
-    let key = PrivateKeyDer::from_pem_slice(&text(field, path)?)
-        .map_err(|error| failed(field, path, told(error)))?;
-    CertifiedKey::from_der(chain, key, provider).map_err(|source| pair(files, source))
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 mod bind;
 pub mod documents;
 mod http;
+pub mod proxied;
 mod signals;
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +65,7 @@ pub async fn run(
         let _ = stopped.await;
     };
     let serving = tokio::spawn(serve(listener, app, end, DRAIN));
-    tell(NotifyState::Ready);
+    ready();
     loop {
         match signals.next().await {
             Asked::Reload => match reload() {
@@ -76,7 +78,7 @@ pub async fn run(
             }
         }
     }
-    tell(NotifyState::Stopping);
+    stopping();
     observed.stopping();
     drop(stop);
     if let Err(error) = serving.await {
@@ -113,6 +115,16 @@ pub fn observation(observed: Arc<dyn Observed>) -> Router {
             }),
         )
         .route("/metrics", get(move || async move { (METRICS, observed.metrics()) }))
+}
+
+/// Tells systemd that the service is ready.
+pub fn ready() {
+    tell(NotifyState::Ready);
+}
+
+/// Tells systemd that the service stops.
+pub fn stopping() {
+    tell(NotifyState::Stopping);
 }
 
 fn tell(state: NotifyState<'_>) {

@@ -19,6 +19,7 @@ pub(crate) fn serve(service: &Serve, stack: &StackArguments) -> anyhow::Result<(
     match service {
         Serve::LivekitJwt => livekit_jwt(file),
         Serve::WellKnown => well_known(file),
+        Serve::Ldap => ldap(file),
     }
 }
 
@@ -47,6 +48,20 @@ fn well_known(file: Option<&Path>) -> anyhow::Result<()> {
         let http = Http { listener, app: documents.app(), metrics: None };
         service::run(http, documents.clone(), signals, reload).await;
         Ok(())
+    })
+}
+
+fn ldap(file: Option<&Path>) -> anyhow::Result<()> {
+    let file = file.unwrap_or(Path::new("ldap.yaml"));
+    let read = || -> anyhow::Result<ldap_proxy::Settings> {
+        let settings: ldap_proxy::Settings = read(file)?;
+        settings.check().map_err(|error| anyhow!("{}: {error}", file.display()))?;
+        Ok(settings)
+    };
+    let settings = read()?;
+    runtime()?.block_on(async {
+        let reload = || read().map_err(|error| format!("{error:#}"));
+        Ok(ldap_proxy::run(settings, Signals::new()?, reload).await?)
     })
 }
 

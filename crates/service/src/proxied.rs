@@ -9,8 +9,7 @@ use std::os::fd::AsFd;
 
 use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
-
-use crate::upstream::Socket;
+use tokio::net::{TcpStream, UnixStream};
 
 /// The longest header that is taken, with all that follows its addresses, in bytes.
 const LONGEST: usize = 4096;
@@ -41,7 +40,7 @@ enum Seen {
 
 /// Why a connection does not say whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub enum Refused {
     /// It does not begin with a header.
     Malformed,
     /// It ended before that.
@@ -50,12 +49,12 @@ pub(crate) enum Refused {
 
 /// Takes the header from a connection, and nothing that follows it. Whose the connection is: `peer`'s, unless it says
 /// somebody else's.
-pub(crate) async fn take(socket: &Socket, peer: Option<IpAddr>) -> Result<Option<IpAddr>, Refused> {
+pub async fn take(socket: &impl Introduces, peer: Option<IpAddr>) -> Result<Option<IpAddr>, Refused> {
     let mut buf = vec![0; LONGEST];
     let mut taken = 0;
     loop {
         // What is not known to be the header's is looked at only.
-        let length = receive(socket, &mut buf[taken..], RecvFlags::PEEK).await.map_err(|_| Refused::Gone)?;
+        let length = socket.receive(&mut buf[taken..], RecvFlags::PEEK).await.map_err(|_| Refused::Gone)?;
         let seen = match parse(&buf[..taken + length]) {
             _ if length == 0 && taken == 0 => return Err(Refused::Gone),
             _ if length == 0 => return Err(Refused::Malformed),
@@ -64,7 +63,7 @@ pub(crate) async fn take(socket: &Socket, peer: Option<IpAddr>) -> Result<Option
         };
         let end = if let Seen::Whole(end, _) = seen { end } else { taken + length };
         while taken < end {
-            match receive(socket, &mut buf[taken..end], RecvFlags::empty()).await {
+            match socket.receive(&mut buf[taken..end], RecvFlags::empty()).await {
                 Ok(length) if length > 0 => taken += length,
                 _ => return Err(Refused::Gone),
             }
@@ -75,12 +74,26 @@ pub(crate) async fn take(socket: &Socket, peer: Option<IpAddr>) -> Result<Option
     }
 }
 
-async fn receive(socket: &Socket, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
-    let receive = |fd: &dyn AsFd, buf: &mut [u8]| Ok(recv(fd.as_fd(), buf, flags)?.0);
-    match socket {
-        Socket::Tcp(stream) => stream.async_io(Interest::READABLE, || receive(stream, buf)).await,
-        Socket::Unix(stream) => stream.async_io(Interest::READABLE, || receive(stream, buf)).await,
+/// A connection that a header may be taken from.
+pub trait Introduces {
+    /// Receives what is there, once something is.
+    fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> impl Future<Output = io::Result<usize>> + Send;
+}
+
+impl Introduces for TcpStream {
+    async fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        self.async_io(Interest::READABLE, || receive(self, buf, flags)).await
     }
+}
+
+impl Introduces for UnixStream {
+    async fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        self.async_io(Interest::READABLE, || receive(self, buf, flags)).await
+    }
+}
+
+fn receive(socket: &impl AsFd, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+    Ok(recv(socket.as_fd(), buf, flags)?.0)
 }
 
 /// Reads the first bytes of a connection.
