@@ -3,8 +3,27 @@
 //! What is accepted is durable before the sender hears of it, and arrives once, in order. Formats are pure functions from a payload to a
 //! [`Message`]; an [`Outbox`] takes messages and answers for them.
 
+mod html;
+mod json;
 mod message;
 mod outbox;
+pub mod slack;
 
 pub use message::Message;
 pub use outbox::{Accepted, Delivery, Outbox, Refused};
+
+/// A message as snapshots show it.
+#[cfg(test)]
+fn shown(message: &Message) -> String {
+    let Message { plain, html, notice: _, key, edits, thread, mentions, mentions_room } = message;
+    let mut text = format!("{plain}\n---\n{}", html.as_deref().unwrap_or("(no HTML)"));
+    for (name, value) in [("key", key), ("edits", edits), ("thread", thread)] {
+        if let Some(value) = value {
+            text.push_str(&format!("\n--- {name} {value}"));
+        }
+    }
+    if !mentions.is_empty() || *mentions_room {
+        text.push_str(&format!("\n--- mentions {mentions:?}, room {mentions_room}"));
+    }
+    text
+}
