@@ -3,14 +3,20 @@
 //! What is accepted is durable before the sender hears of it, and arrives once, in order. Formats are pure functions from a payload to a
 //! [`Message`]; an [`Outbox`] takes messages and answers for them.
 
+mod auth;
+pub mod formats;
 mod html;
 mod json;
 mod message;
 mod outbox;
 pub mod slack;
+pub mod webhook;
 
 pub use message::Message;
 pub use outbox::{Accepted, Delivery, Outbox, Refused};
+
+/// The largest body that is taken, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
 
 /// A message as snapshots show it.
 #[cfg(test)]
