@@ -751,7 +751,7 @@ mod tests {
     #[test]
     fn nesting_costs_little() {
         let nested = "<b><i><blockquote>".repeat(50_000);
-        let misnested: String = (0..30_000).map(|n| format!("<p><font color=#{n:06x}>")).collect();
+        let misnested = (0..30_000).map(|n| format!("<p><font color=#{n:06x}>")).collect::<Vec<_>>().concat();
         for html in
             [nested.clone(), misnested, "[".repeat(500_000), "> ".repeat(500_000), "*_".repeat(300_000)]
         {

@@ -9,6 +9,7 @@ mod html;
 mod json;
 mod message;
 mod outbox;
+pub mod sentry;
 pub mod slack;
 pub mod webhook;
 
@@ -22,14 +23,12 @@ pub const MAX_BODY: usize = 1 << 20;
 #[cfg(test)]
 fn shown(message: &Message) -> String {
     let Message { plain, html, notice: _, key, edits, thread, mentions, mentions_room } = message;
-    let mut text = format!("{plain}\n---\n{}", html.as_deref().unwrap_or("(no HTML)"));
+    let mut parts = vec![plain.clone(), html.clone().unwrap_or_else(|| "(no HTML)".to_owned())];
     for (name, value) in [("key", key), ("edits", edits), ("thread", thread)] {
-        if let Some(value) = value {
-            text.push_str(&format!("\n--- {name} {value}"));
-        }
+        parts.extend(value.as_ref().map(|value| format!("{name} {value}")));
     }
     if !mentions.is_empty() || *mentions_room {
-        text.push_str(&format!("\n--- mentions {mentions:?}, room {mentions_room}"));
+        parts.push(format!("mentions {mentions:?}, room {mentions_room}"));
     }
-    text
+    parts.join("\n--- ").replacen("--- ", "---\n", 1)
 }

@@ -18,61 +18,13 @@ pub(super) fn format(event: &str, payload: &Value) -> Formatted {
         html.text(" ");
     }
     html.text(&payload.any(&["/sender/login", "/pusher/name", "/pusher/login"])).text(" ");
+    match discussed(&mut html, event, &action, payload) {
+        Discussed::Shown => return html.into(),
+        Discussed::Quiet => return Formatted::Quiet,
+        Discussed::Other => {}
+    }
     match event {
         "push" => push(&mut html, payload),
-        "pull_request" => {
-            if matches!(
-                &*action,
-                "synchronize" | "labeled" | "unlabeled" | "edited" | "assigned" | "unassigned"
-            ) {
-                return Formatted::Quiet;
-            }
-            let merged = payload.text("/pull_request/merged") == "true";
-            html.text(if action == "closed" && merged { "merged" } else { &action });
-            subject(&mut html, " pull request ", payload, "/pull_request");
-            if action == "opened" {
-                excerpt(&mut html, &payload.text("/pull_request/body"));
-            }
-        }
-        "issues" => {
-            if matches!(&*action, "labeled" | "unlabeled" | "edited" | "milestoned" | "demilestoned") {
-                return Formatted::Quiet;
-            }
-            html.text(&action);
-            subject(&mut html, " issue ", payload, "/issue");
-            if action == "opened" {
-                excerpt(&mut html, &payload.text("/issue/body"));
-            }
-        }
-        "issue_comment" | "commit_comment" | "pull_request_review_comment" | "discussion_comment" => {
-            if matches!(&*action, "edited" | "deleted") {
-                return Formatted::Quiet;
-            }
-            html.link(&payload.text("/comment/html_url"), "commented");
-            for about in ["/issue", "/pull_request", "/discussion"] {
-                if payload.has(about) {
-                    subject(&mut html, " on ", payload, about);
-                    break;
-                }
-            }
-            if payload.has("/comment/commit_id") && event == "commit_comment" {
-                html.text(" on ").text(cut(&payload.text("/comment/commit_id"), 8));
-            }
-            excerpt(&mut html, &payload.text("/comment/body"));
-        }
-        "pull_request_review" => {
-            if matches!(&*action, "edited" | "dismissed") {
-                return Formatted::Quiet;
-            }
-            let state = payload.text("/review/state").replace('_', " ");
-            html.link(&payload.text("/review/html_url"), if state.is_empty() { "reviewed" } else { &state });
-            subject(&mut html, " ", payload, "/pull_request");
-            excerpt(&mut html, &payload.text("/review/body"));
-        }
-        "discussion" => {
-            html.text(&action);
-            subject(&mut html, " discussion ", payload, "/discussion");
-        }
         "release" => {
             // One release comes as created, published and released.
             if !matches!(&*action, "published" | "deleted" | "") {
@@ -137,6 +89,77 @@ pub(super) fn format(event: &str, payload: &Value) -> Formatted {
         }
     }
     html.into()
+}
+
+/// Whether an event belongs to something that people discuss.
+enum Discussed {
+    /// It does, and is shown.
+    Shown,
+    /// It does, and is not worth showing.
+    Quiet,
+    /// It does not.
+    Other,
+}
+
+/// Adds what happened to a pull request, an issue or a discussion.
+fn discussed(html: &mut Html, event: &str, action: &str, payload: &Value) -> Discussed {
+    match event {
+        "pull_request" => {
+            if matches!(
+                action,
+                "synchronize" | "labeled" | "unlabeled" | "edited" | "assigned" | "unassigned"
+            ) {
+                return Discussed::Quiet;
+            }
+            let merged = payload.text("/pull_request/merged") == "true";
+            html.text(if action == "closed" && merged { "merged" } else { action });
+            subject(html, " pull request ", payload, "/pull_request");
+            if action == "opened" {
+                excerpt(html, &payload.text("/pull_request/body"));
+            }
+        }
+        "issues" => {
+            if matches!(action, "labeled" | "unlabeled" | "edited" | "milestoned" | "demilestoned") {
+                return Discussed::Quiet;
+            }
+            html.text(action);
+            subject(html, " issue ", payload, "/issue");
+            if action == "opened" {
+                excerpt(html, &payload.text("/issue/body"));
+            }
+        }
+        "issue_comment" | "commit_comment" | "pull_request_review_comment" | "discussion_comment" => {
+            if matches!(action, "edited" | "deleted") {
+                return Discussed::Quiet;
+            }
+            html.link(&payload.text("/comment/html_url"), "commented");
+            for about in ["/issue", "/pull_request", "/discussion"] {
+                if payload.has(about) {
+                    subject(html, " on ", payload, about);
+                    break;
+                }
+            }
+            if payload.has("/comment/commit_id") && event == "commit_comment" {
+                html.text(" on ").text(cut(&payload.text("/comment/commit_id"), 8));
+            }
+            excerpt(html, &payload.text("/comment/body"));
+        }
+        "pull_request_review" => {
+            if matches!(action, "edited" | "dismissed") {
+                return Discussed::Quiet;
+            }
+            let state = payload.text("/review/state").replace('_', " ");
+            html.link(&payload.text("/review/html_url"), if state.is_empty() { "reviewed" } else { &state });
+            subject(html, " ", payload, "/pull_request");
+            excerpt(html, &payload.text("/review/body"));
+        }
+        "discussion" => {
+            html.text(action);
+            subject(html, " discussion ", payload, "/discussion");
+        }
+        _ => return Discussed::Other,
+    }
+    Discussed::Shown
 }
 
 fn push(html: &mut Html, payload: &Value) {

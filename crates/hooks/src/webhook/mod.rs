@@ -23,6 +23,7 @@ use crate::outbox::{Delivery, Outbox, Refused};
 use crate::{MAX_BODY, slack};
 use body::Body;
 
+pub(crate) use config::is_room;
 pub use config::{ConfigError, Hook, Senders, Settings};
 
 /// What the handlers share.
@@ -384,14 +385,13 @@ async fn take<O: Outbox>(
         .or_else(|| named.filter(|name| !name.is_empty()).find_map(|name| settings.room_or_id(name)))
         .or_else(|| settings.default_room.clone());
     let default = crate::slack::Names::default();
-    let formatted = match read {
-        Body::Text(kind, text) => kind.format(&text),
-        _ => {
-            let own = grant.map_or(Format::Auto, |grant| grant.format);
-            let format = if format == Format::Auto { own } else { format };
-            let payload = without(payload, &["key", "room_id", "token"]);
-            formats::format(format, &payload, asked.events(), grant.map_or(&default, |grant| &grant.names))
-        }
+    let formatted = if let Body::Text(kind, text) = read {
+        kind.format(&text)
+    } else {
+        let own = grant.map_or(Format::Auto, |grant| grant.format);
+        let format = if format == Format::Auto { own } else { format };
+        let payload = without(payload, &["key", "room_id", "token"]);
+        formats::format(format, &payload, asked.events(), grant.map_or(&default, |grant| &grant.names))
     };
     let (Some(grant), Some(room), Formatted::Message(_) | Formatted::Quiet) = (grant, &room, &formatted)
     else {

@@ -52,7 +52,12 @@ impl Recorder {
 }
 
 /// Asks a service: the status, the body and the wait that it asks for.
-pub(crate) async fn ask(app: &Router, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> (u16, String) {
+pub(crate) async fn ask(
+    app: &Router,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Body>,
+) -> (u16, String) {
     let mut request = Request::post(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
