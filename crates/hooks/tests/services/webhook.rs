@@ -1,13 +1,11 @@
-//! The service for Slack's senders and others, with an outbox that keeps what it was given.
-
-mod recorder;
+//! Slack's senders and others.
 
 use std::sync::Arc;
 
+use crate::recorder::{Recorder, ask, secret, sign};
 use axum::Router;
 use hooks::Refused;
 use hooks::webhook::{Senders, Webhook};
-use recorder::{Recorder, ask, secret, sign};
 use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -21,9 +19,9 @@ struct Service {
 }
 
 fn service() -> Service {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("there is room");
     let outbox = Recorder::default();
-    let webhook = Webhook::new(senders(dir.path()).settings().unwrap(), outbox.clone());
+    let webhook = Webhook::new(senders(dir.path()).settings().expect("they are fine"), outbox.clone());
     Service { app: webhook.router(), outbox, webhook, dir }
 }
 
@@ -39,7 +37,7 @@ fn senders(dir: &std::path::Path) -> Senders {
         secret(dir, "ci", "ci-key").display(),
         secret(dir, "any", "any-key").display(),
     );
-    config::document("webhook.yaml", &yaml).unwrap()
+    config::document("webhook.yaml", &yaml).expect("it is one")
 }
 
 fn body(text: &str) -> String {
@@ -105,7 +103,7 @@ async fn call(
 ) -> Value {
     let (status, answer) = ask(app, &format!("/api/{method}"), headers, body).await;
     assert_eq!(status, 200, "{answer}");
-    serde_json::from_str(&answer).unwrap()
+    serde_json::from_str(&answer).expect("it is JSON")
 }
 
 #[tokio::test]
@@ -212,7 +210,7 @@ async fn matrix_webhooks_senders_need_no_change() {
 #[tokio::test]
 async fn other_senders_are_known_by_what_they_send() {
     let Service { app, outbox, .. } = service();
-    let push = include_str!("fixtures/formats/github-push.json");
+    let push = include_str!("../fixtures/formats/github-push.json");
     let signature = format!("sha256={}", sign("any-key", push));
     let headers = [
         JSON,
@@ -230,13 +228,13 @@ async fn other_senders_are_known_by_what_they_send() {
 
     let gitlab = [JSON, ("x-gitlab-event", "Pipeline Hook"), ("x-gitlab-token", "ci-key")];
     for (sent, messages) in [
-        (include_str!("fixtures/formats/gitlab-pipeline.json"), 1),
-        (include_str!("fixtures/formats/gitlab-pipeline-running.json"), 0),
+        (include_str!("../fixtures/formats/gitlab-pipeline.json"), 1),
+        (include_str!("../fixtures/formats/gitlab-pipeline-running.json"), 0),
     ] {
         assert_eq!(ask(&app, "/", &gitlab, sent).await.0, 200);
         assert_eq!(outbox.take().len(), messages);
     }
-    let grafana = include_str!("fixtures/formats/grafana.json");
+    let grafana = include_str!("../fixtures/formats/grafana.json");
     assert_eq!(ask(&app, "/webhook/alerts?key=api-key", &[JSON], grafana).await.0, 200);
     assert_eq!(outbox.one().room, "!alerts:example.org");
 

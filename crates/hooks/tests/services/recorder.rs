@@ -18,10 +18,10 @@ pub(crate) struct Recorder {
 
 impl Outbox for Recorder {
     async fn accept(&self, deliveries: Vec<Delivery>) -> Result<Vec<Accepted>, Refused> {
-        if let Some(refused) = self.refuses.lock().unwrap().clone() {
+        if let Some(refused) = self.refuses.lock().expect("no test panics with it").clone() {
             return Err(refused);
         }
-        let mut taken = self.taken.lock().unwrap();
+        let mut taken = self.taken.lock().expect("no test panics with it");
         let accepted = deliveries
             .into_iter()
             .map(|delivery| {
@@ -30,7 +30,7 @@ impl Outbox for Recorder {
                 if !duplicate {
                     taken.push(delivery);
                 }
-                Accepted { id: i64::try_from(taken.len()).unwrap(), duplicate }
+                Accepted { id: i64::try_from(taken.len()).expect("they are few"), duplicate }
             })
             .collect();
         Ok(accepted)
@@ -40,7 +40,7 @@ impl Outbox for Recorder {
 impl Recorder {
     /// What came since the last time.
     pub(crate) fn take(&self) -> Vec<Delivery> {
-        std::mem::take(&mut *self.taken.lock().unwrap())
+        std::mem::take(&mut *self.taken.lock().expect("no test panics with it"))
     }
 
     /// The one message that came since the last time.
@@ -62,9 +62,13 @@ pub(crate) async fn ask(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let answer = app.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+    let answer = app
+        .clone()
+        .oneshot(request.body(body.into()).expect("it is a request"))
+        .await
+        .expect("it never fails");
     let status = answer.status().as_u16();
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let body = answer.into_body().collect().await.expect("it is all there").to_bytes();
     (status, String::from_utf8_lossy(&body).into_owned())
 }
 
@@ -73,15 +77,16 @@ pub(crate) fn secret(dir: &std::path::Path, name: &str, text: &str) -> std::path
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = dir.join(name);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).expect("it is new");
+    file.write_all(text.as_bytes()).expect("it is written");
     path
 }
 
 /// The HMAC-SHA256 of a body, in hexadecimal.
 pub(crate) fn sign(key: &str, body: &str) -> String {
     use hmac::{KeyInit as _, Mac as _};
-    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(key.as_bytes()).unwrap();
+    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(key.as_bytes()).expect("any length will do");
     mac.update(body.as_bytes());
     hex::encode(mac.finalize().into_bytes())
 }

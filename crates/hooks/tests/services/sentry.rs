@@ -1,17 +1,15 @@
-//! The service for Sentry, with an outbox that keeps what it was given.
-
-mod recorder;
+//! Sentry.
 
 use std::path::Path;
 
+use crate::recorder::{Recorder, ask, secret, sign};
 use axum::Router;
 use hooks::Refused;
 use hooks::sentry::{Projects, Sentry};
-use recorder::{Recorder, ask, secret, sign};
 
-const CREATED: &str = include_str!("fixtures/sentry/issue-created.json");
-const ALERT: &str = include_str!("fixtures/sentry/event_alert-triggered.json");
-const LEGACY: &str = include_str!("fixtures/sentry/legacy-event.json");
+const CREATED: &str = include_str!("../fixtures/sentry/issue-created.json");
+const ALERT: &str = include_str!("../fixtures/sentry/event_alert-triggered.json");
+const LEGACY: &str = include_str!("../fixtures/sentry/legacy-event.json");
 
 fn projects(dir: &Path) -> Projects {
     let yaml = format!(
@@ -25,13 +23,13 @@ fn projects(dir: &Path) -> Projects {
         secret(dir, "new", "new-secret").display(),
         secret(dir, "old", "old-secret").display(),
     );
-    config::document("sentry.yaml", &yaml).unwrap()
+    config::document("sentry.yaml", &yaml).expect("it is one")
 }
 
 fn service() -> (Router, Recorder, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("there is room");
     let outbox = Recorder::default();
-    let service = Sentry::new(projects(dir.path()).settings().unwrap(), outbox.clone());
+    let service = Sentry::new(projects(dir.path()).settings().expect("they are fine"), outbox.clone());
     (service.router(), outbox, dir)
 }
 
@@ -60,11 +58,11 @@ async fn what_is_signed_reaches_its_rooms_once() {
     // An issue names no environment, so the first route is not its.
     assert_eq!(send(&app, "new-secret", "issue", "b", CREATED).await, ok);
     assert_eq!(outbox.one().room, "!front:example.org");
-    let metric = include_str!("fixtures/sentry/metric_alert-critical.json");
+    let metric = include_str!("../fixtures/sentry/metric_alert-critical.json");
     assert_eq!(send(&app, "new-secret", "metric_alert", "c", metric).await, ok);
     assert_eq!(outbox.one().room, "!metrics:example.org");
     // What has no room, and what is unknown.
-    let installation = include_str!("fixtures/sentry/installation-created.json");
+    let installation = include_str!("../fixtures/sentry/installation-created.json");
     for (resource, body) in
         [("installation", installation), ("size_analysis", "{}"), ("issue", "[]"), ("", "1")]
     {

@@ -1,0 +1,6 @@
+//! The services, with an outbox that keeps what it was given.
+
+mod recorder;
+mod senders;
+mod sentry;
+mod webhook;
