@@ -152,6 +152,9 @@ impl Html {
 
     /// Adds an element with what `inner` puts into it.
     pub(crate) fn tag(&mut self, name: &'static str, inner: impl FnOnce(&mut Self)) -> &mut Self {
+        if self.room() == 0 {
+            return self;
+        }
         let _ = write!(self.0, "<{name}>");
         inner(self);
         let _ = write!(self.0, "</{name}>");
@@ -167,7 +170,9 @@ impl Html {
 
     /// Adds a line break.
     pub(crate) fn line(&mut self) -> &mut Self {
-        self.0.push_str("<br>");
+        if self.room() > 0 {
+            self.0.push_str("<br>");
+        }
         self
     }
 
@@ -181,7 +186,9 @@ impl Html {
 
     /// Adds a rule.
     pub(crate) fn rule(&mut self) -> &mut Self {
-        self.0.push_str("<hr>");
+        if self.room() > 0 {
+            self.0.push_str("<hr>");
+        }
         self
     }
 
@@ -250,10 +257,12 @@ impl Html {
         self.link(&format!("https://matrix.to/#/{encoded}"), user)
     }
 
-    /// Adds what was built apart.
+    /// Adds what was built apart, as much of it as there is room for.
     pub(crate) fn html(&mut self, other: &Self) -> &mut Self {
         if other.0.len() <= self.room() {
             self.0.push_str(&other.0);
+        } else if self.room() > 0 {
+            self.0.push_str(&fit(clean(&other.0), self.room()));
         }
         self
     }

@@ -211,6 +211,55 @@ mod tests {
     }
 
     #[test]
+    fn large_payloads_are_cut() {
+        let parts = [
+            "*a ",
+            "_*~`<",
+            "<",
+            "<a|",
+            "<@U024BE7LH> ",
+            "`",
+            "- x\n",
+            "&gt; a\n",
+            ">>>",
+            "```",
+            ":a",
+            ":tada:",
+            "&lt;",
+            "**",
+            "a*",
+            "<https://example.org/|*_~>",
+            "\n",
+            "\u{202e}",
+            "1. ",
+            "*_~a~_* ",
+        ];
+        for part in parts {
+            let text = part.repeat((1 << 20) / part.len());
+            for payload in [
+                serde_json::json!({"text": text}),
+                serde_json::json!({"text": "short", "attachments": [{"text": text, "title": text, "footer": text}]}),
+                serde_json::json!({"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": text}}]}),
+                serde_json::json!({"blocks": [{"type": "markdown", "text": text}]}),
+            ] {
+                if let Some(message) = message(&payload, &names()) {
+                    crate::html::assert_clean(&message);
+                    assert!(
+                        payload["text"] != "short" || message.plain.starts_with("short"),
+                        "{part:?} {}",
+                        crate::html::cut(&message.plain, 100)
+                    );
+                }
+            }
+        }
+        let many = vec![
+            serde_json::json!({"title": "t", "fields": vec![serde_json::json!({"value": "x"}); 500]});
+            500
+        ];
+        crate::html::assert_clean(&message(&serde_json::json!({"attachments": many}), &names()).unwrap());
+    }
+
+    #[test]
     fn the_sender_stands_first_where_that_is_wanted() {
         let payload = serde_json::json!({"text": "up", "username": "<Bot>"});
         let names = Names { show_sender: true, ..names() };

@@ -9,12 +9,15 @@ use std::sync::LazyLock;
 use emojis::Emoji;
 
 use super::Render;
-use crate::html::{Html, may_link};
+use crate::html::{Html, cut, may_link};
+
+/// The longest text that is looked at, in bytes. Slack takes 40,000 characters.
+const MAX_TEXT: usize = 64 << 10;
 
 impl Render<'_> {
     /// Adds mrkdwn.
     pub(super) fn mrkdwn(&mut self, html: &mut Html, text: &str) {
-        let mut rest = text.trim_end();
+        let mut rest = cut(text, MAX_TEXT).trim_end();
         while let Some((before, after)) = rest.split_once("```") {
             let Some((code, after)) = after.split_once("```") else { break };
             self.lines(html, before.trim_end_matches('\n'));

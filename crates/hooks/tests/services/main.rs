@@ -1,5 +1,6 @@
 //! The services, with an outbox that keeps what it was given.
 
+mod docs;
 mod recorder;
 mod senders;
 mod sentry;
