@@ -3,18 +3,28 @@
 //! What is accepted is durable before the sender hears of it, and arrives once, in order. Formats are pure functions from a payload to a
 //! [`Message`]; an [`Outbox`] takes messages and answers for them.
 
+pub mod alertmanager;
 mod auth;
+mod courier;
+mod event;
 pub mod formats;
 mod html;
 mod json;
 mod message;
+mod metrics;
 mod outbox;
+mod settings;
+mod store;
 pub mod sentry;
+pub mod serve;
 pub mod slack;
 pub mod webhook;
 
+pub use courier::{Courier, StartError};
 pub use message::Message;
 pub use outbox::{Accepted, Delivery, Outbox, Refused};
+pub use settings::{Matrix, Queue};
+pub use store::{DeadLetter, Store, StoreError, dead_letters, retry};
 
 /// The largest body that is taken, in bytes.
 pub const MAX_BODY: usize = 1 << 20;

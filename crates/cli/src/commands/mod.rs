@@ -2,6 +2,7 @@
 
 mod charts;
 mod files;
+mod hooks;
 mod init;
 mod plan;
 mod rollout;
@@ -10,6 +11,7 @@ mod routes;
 mod run;
 mod running;
 mod secrets;
+mod serve;
 mod top;
 mod up;
 
@@ -39,6 +41,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
         Command::Router(router) => return router::router(router, stack),
+        Command::Serve(service) => serve::serve(service, stack)?,
+        Command::Hooks(hooks) => hooks::hooks(hooks)?,
         Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Install(packages) => run::install(packages, stack)?,
