@@ -299,10 +299,12 @@ def edits(service: Service, reader: Account, room: str) -> None:
     service.file.write_text(json.dumps(service.config))
     assert service.process
     service.process.send_signal(signal.SIGHUP)
+    log = service.directory / "alertmanager.log"
+    until("the file is read again", 30, lambda: '"reloaded"' in log.read_text())
     # A file that is wrong changes nothing.
-    time.sleep(1)
     service.file.write_text("http: [")
     service.process.send_signal(signal.SIGHUP)
+    until("the wrong file is refused", 30, lambda: "the old one stays" in log.read_text())
     before = len(reader.messages(room))
     for status in ["firing", "resolved"]:
         if service.post("r0", notification(1, status, "Edited")) != 200:

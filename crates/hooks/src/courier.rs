@@ -62,7 +62,9 @@ pub enum StartError {
     #[error(transparent)]
     Secret(#[from] config::secrets::SecretError),
     /// There is no token.
-    #[error("the account has no access token: write it into a file of mode 0600 and name that in `access_token_file`")]
+    #[error(
+        "the account has no access token: write it into a file of mode 0600 and name that in `access_token_file`"
+    )]
     NoToken,
 }
 
@@ -337,7 +339,12 @@ impl Inner {
                         continue;
                     }
                     self.metrics.dead.inc();
-                    tracing::error!(id = waiting.id, room, reason, "a message cannot be delivered: a dead letter");
+                    tracing::error!(
+                        id = waiting.id,
+                        room,
+                        reason,
+                        "a message cannot be delivered: a dead letter"
+                    );
                     return;
                 }
             }
@@ -400,7 +407,8 @@ impl Inner {
             Err(error) => {
                 // It may have been left, removed or upgraded; what is known of it is no longer true.
                 let refused = error.code() == Some("M_FORBIDDEN");
-                if lock(&self.rooms).remove(room).is_some_and(|known| known.since.elapsed() > LOOK) && refused {
+                if lock(&self.rooms).remove(room).is_some_and(|known| known.since.elapsed() > LOOK) && refused
+                {
                     return Err(Failure::Later(Some(Duration::ZERO), error.to_string()));
                 }
                 Err(error.into())
@@ -416,7 +424,8 @@ impl Inner {
         }
         let client = &account.client;
         let (room_id, via): (String, Vec<String>) = if room.starts_with('#') {
-            let resolved = client.resolve(room).await.map_err(|error| explain(error, "its alias leads nowhere"))?;
+            let resolved =
+                client.resolve(room).await.map_err(|error| explain(error, "its alias leads nowhere"))?;
             (resolved.room_id, resolved.servers.into_iter().take(5).collect())
         } else {
             (room.to_owned(), room.split_once(':').map(|(_, server)| server.to_owned()).into_iter().collect())
@@ -443,7 +452,8 @@ impl Inner {
             Ok(None) => {}
             Ok(Some(_)) => {
                 return Err(Failure::Never(
-                    "the room is encrypted, and messages are not: send to a room without encryption".to_owned(),
+                    "the room is encrypted, and messages are not: send to a room without encryption"
+                        .to_owned(),
                 ));
             }
             Err(error) => return Err(explain(error, "the room cannot be looked at")),
@@ -484,7 +494,8 @@ async fn look_up(
                 return Ok(event["event_id"].as_str().map(str::to_owned));
             }
         }
-        let older = |event: &serde_json::Value| event["origin_server_ts"].as_i64().is_some_and(|at| at < since);
+        let older =
+            |event: &serde_json::Value| event["origin_server_ts"].as_i64().is_some_and(|at| at < since);
         if part.end.is_none() || part.chunk.last().is_some_and(older) {
             break;
         }
@@ -509,7 +520,8 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_differ() {
-        for (failures, least, most) in [(0, 0.375, 0.625), (1, 0.75, 1.25), (3, 3.0, 5.0), (90, 90.0, 150.0)] {
+        for (failures, least, most) in [(0, 0.375, 0.625), (1, 0.75, 1.25), (3, 3.0, 5.0), (90, 90.0, 150.0)]
+        {
             let pause = pause(failures, None).as_secs_f64();
             assert!((least..=most).contains(&pause), "{failures}: {pause}");
         }

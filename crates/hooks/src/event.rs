@@ -39,7 +39,8 @@ pub(crate) fn content(message: &Message, relation: &Relation, id: &str) -> Strin
         // What is not text stays as it is; a letter has at most six bytes of JSON.
         let over = text.len() - MOST;
         let most = message.plain.len().saturating_sub((over / 6).max(16));
-        message.plain = format!("{}…", crate::html::cut(message.plain.trim_end_matches('…'), most.saturating_sub(4)));
+        message.plain =
+            format!("{}…", crate::html::cut(message.plain.trim_end_matches('…'), most.saturating_sub(4)));
         if most < 8 {
             message.plain.clear();
         }
@@ -137,7 +138,11 @@ mod tests {
             let message = Message { plain: letter.repeat(100_000), ..Message::default() };
             for relation in [Relation::default(), Relation { edits: Some("$e".to_owned()), thread: None }] {
                 let content = of(&message, &relation);
-                let body = if relation.edits.is_some() { &content["m.new_content"]["body"] } else { &content["body"] };
+                let body = if relation.edits.is_some() {
+                    &content["m.new_content"]["body"]
+                } else {
+                    &content["body"]
+                };
                 let body = body.as_str().unwrap();
                 assert!(body.ends_with('…') && body.len() > 5_000, "{letter:?}: {}", body.len());
             }

@@ -13,11 +13,11 @@ mod json;
 mod message;
 mod metrics;
 mod outbox;
-mod settings;
-mod store;
 pub mod sentry;
 pub mod serve;
+mod settings;
 pub mod slack;
+mod store;
 pub mod webhook;
 
 pub use courier::{Courier, StartError};

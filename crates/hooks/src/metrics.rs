@@ -64,10 +64,18 @@ impl Metrics {
         let m = self;
         registry.register("accepted", "Messages taken, and durable since", m.accepted.clone());
         registry.register("duplicates", "Messages that had been taken before", m.duplicates.clone());
-        registry.register("refused", "Messages not taken, which their senders have to send again", m.refused.clone());
+        registry.register(
+            "refused",
+            "Messages not taken, which their senders have to send again",
+            m.refused.clone(),
+        );
         registry.register("delivered", "Messages that the homeserver has", m.delivered.clone());
         registry.register("retries", "Attempts that failed and will be repeated", m.retries.clone());
-        registry.register("dead", "Messages that cannot be delivered and became dead letters", m.dead.clone());
+        registry.register(
+            "dead",
+            "Messages that cannot be delivered and became dead letters",
+            m.dead.clone(),
+        );
         registry.register(
             "found",
             "Messages whose first attempt had arrived after all, as a look into the room showed",

@@ -15,11 +15,11 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::Message;
 use crate::event::Relation;
 use crate::metrics::Metrics;
 use crate::outbox::{Accepted, Delivery, Outbox, Refused};
 use crate::settings::Queue;
-use crate::Message;
 
 /// How many calls may wait for the writer; more are refused.
 const CALLS: usize = 4096;
@@ -212,7 +212,10 @@ impl Store {
         metrics: Metrics,
     ) -> Result<(Self, mpsc::UnboundedReceiver<String>), StoreError> {
         let path = &queue.store;
-        let open = |reason: &dyn std::fmt::Display| StoreError::Open { path: path.clone(), reason: reason.to_string() };
+        let open = |reason: &dyn std::fmt::Display| StoreError::Open {
+            path: path.clone(),
+            reason: reason.to_string(),
+        };
         let lock = prepare(path).map_err(|error| open(&error))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -327,8 +330,9 @@ impl Store {
                     })
                 })?
                 .collect::<Result<_, _>>()?;
-            let mut mark =
-                db.prepare_cached("UPDATE messages SET tried = ?, tried_by = ? WHERE id = ? AND tried IS NULL")?;
+            let mut mark = db.prepare_cached(
+                "UPDATE messages SET tried = ?, tried_by = ? WHERE id = ? AND tried IS NULL",
+            )?;
             for waiting in next.iter().filter(|waiting| waiting.tried.is_none()) {
                 mark.execute(params![now(), device, waiting.id])?;
             }
@@ -397,8 +401,10 @@ impl Store {
         let (id, reason) = (waiting.id, reason.to_owned());
         let (shared, bytes) = (self.shared.clone(), waiting.bytes);
         self.call(move |db| {
-            db.prepare_cached("UPDATE messages SET died = ?, failure = ?, attempts = attempts + 1 WHERE id = ?")?
-                .execute(params![now(), reason, id])?;
+            db.prepare_cached(
+                "UPDATE messages SET died = ?, failure = ?, attempts = attempts + 1 WHERE id = ?",
+            )?
+            .execute(params![now(), reason, id])?;
             shared.leave(bytes);
             Ok(())
         })
@@ -676,7 +682,8 @@ fn existing(store: &Path) -> Result<Connection, StoreError> {
     if !store.is_file() {
         return Err(StoreError::Missing(store.to_owned()));
     }
-    let open = |reason: rusqlite::Error| StoreError::Open { path: store.to_owned(), reason: reason.to_string() };
+    let open =
+        |reason: rusqlite::Error| StoreError::Open { path: store.to_owned(), reason: reason.to_string() };
     connect(store).map_err(open)
 }
 

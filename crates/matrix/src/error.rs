@@ -132,7 +132,8 @@ mod tests {
         ] {
             assert_eq!(of(status, &format!(r#"{{"errcode":"{code}"}}"#)), Again::Never, "{status} {code}");
         }
-        let header = Error::of_answer(429, Some(Duration::from_secs(9999)), br#"{"errcode":"M_LIMIT_EXCEEDED"}"#);
+        let header =
+            Error::of_answer(429, Some(Duration::from_secs(9999)), br#"{"errcode":"M_LIMIT_EXCEEDED"}"#);
         assert_eq!(header.again(), Again::Later(Some(LONGEST)));
     }
 }

@@ -98,9 +98,11 @@ impl Client {
     /// An account on the homeserver at a URL, by its access token, through an HTTP proxy if one is named.
     pub fn new(homeserver: &str, token: &str, proxy: Option<&str>) -> Result<Self, Unusable> {
         let base = homeserver.trim_end_matches('/');
-        let wrong = |url: &str, reason: &str| Unusable::Url { url: url.to_owned(), reason: reason.to_owned() };
+        let wrong =
+            |url: &str, reason: &str| Unusable::Url { url: url.to_owned(), reason: reason.to_owned() };
         let parse = |url: &str| -> Result<Uri, Unusable> {
-            let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| wrong(url, &error.to_string()))?;
+            let uri: Uri =
+                url.parse().map_err(|error: http::uri::InvalidUri| wrong(url, &error.to_string()))?;
             match uri.scheme_str() {
                 Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
                 _ => Err(wrong(url, "it has to begin with `https://` or `http://` and a host")),
@@ -123,7 +125,9 @@ impl Client {
         struct Versions {
             versions: Vec<String>,
         }
-        self.ask::<Versions>(Method::GET, "/_matrix/client/versions", None).await.map(|answer| answer.versions)
+        self.ask::<Versions>(Method::GET, "/_matrix/client/versions", None)
+            .await
+            .map(|answer| answer.versions)
     }
 
     /// Who the token belongs to.
@@ -151,12 +155,8 @@ impl Client {
 
     /// The content of a room's state; none where there is no such state.
     pub async fn state(&self, room_id: &str, kind: &str, key: &str) -> Result<Option<Value>, Error> {
-        let path = format!(
-            "/_matrix/client/v3/rooms/{}/state/{}/{}",
-            segment(room_id),
-            segment(kind),
-            segment(key)
-        );
+        let path =
+            format!("/_matrix/client/v3/rooms/{}/state/{}/{}", segment(room_id), segment(kind), segment(key));
         match self.ask(Method::GET, &path, None).await {
             Ok(content) => Ok(Some(content)),
             Err(error) if error.code() == Some("M_NOT_FOUND") => Ok(None),
@@ -171,12 +171,8 @@ impl Client {
         struct Sent {
             event_id: String,
         }
-        let path = format!(
-            "/_matrix/client/v3/rooms/{}/send/{}/{}",
-            segment(room_id),
-            segment(kind),
-            segment(txn)
-        );
+        let path =
+            format!("/_matrix/client/v3/rooms/{}/send/{}/{}", segment(room_id), segment(kind), segment(txn));
         self.ask::<Sent>(Method::PUT, &path, Some(content)).await.map(|answer| answer.event_id)
     }
 
@@ -238,7 +234,8 @@ mod tests {
         for good in ["https://matrix.example.org", "http://127.0.0.1:8008/", "https://example.org/base/"] {
             Client::new(good, "token", None).unwrap();
         }
-        for bad in ["matrix.example.org", "ftp://example.org", "https://", "https://example.org?x", "unix:/x"] {
+        for bad in ["matrix.example.org", "ftp://example.org", "https://", "https://example.org?x", "unix:/x"]
+        {
             let error = Client::new(bad, "token", None).unwrap_err();
             assert!(error.to_string().contains(bad.trim_end_matches('/')), "{error}");
         }

@@ -80,7 +80,10 @@ pub struct Http {
 
 impl std::fmt::Debug for Http {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Http").field("address", &self.address).field("port", &self.port).finish_non_exhaustive()
+        f.debug_struct("Http")
+            .field("address", &self.address)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,7 +165,12 @@ pub struct Delivery {
 
 impl Default for Delivery {
     fn default() -> Self {
-        Self { messages: Messages::default(), resolved: Resolved::default(), doubles_within: 60, notice: false }
+        Self {
+            messages: Messages::default(),
+            resolved: Resolved::default(),
+            doubles_within: 60,
+            notice: false,
+        }
     }
 }
 
@@ -266,9 +274,14 @@ impl Config {
         if let Some(listen) = &self.listen {
             return address("listen", listen);
         }
-        let wrong = |setting: &str, reason: String, mend| ConfigError { setting: setting.to_owned(), reason, mend };
+        let wrong =
+            |setting: &str, reason: String, mend| ConfigError { setting: setting.to_owned(), reason, mend };
         let port = self.http.port.filter(|port| *port > 0).ok_or_else(|| {
-            wrong("http.port", "it is not there".to_owned(), "write a port, such as 9092, or `listen: 127.0.0.1:9092`")
+            wrong(
+                "http.port",
+                "it is not there".to_owned(),
+                "write a port, such as 9092, or `listen: 127.0.0.1:9092`",
+            )
         })?;
         let host = match self.http.address.trim() {
             "" => "0.0.0.0",
@@ -288,7 +301,13 @@ impl Config {
     pub fn matrix(&self) -> Matrix {
         let Account { homeserver_url, user_id, access_token, access_token_file, proxy, room_mapping: _ } =
             self.matrix.clone();
-        Matrix { homeserver_url, access_token_file, access_token, user_id, proxy: proxy.filter(|proxy| !proxy.is_empty()) }
+        Matrix {
+            homeserver_url,
+            access_token_file,
+            access_token,
+            user_id,
+            proxy: proxy.filter(|proxy| !proxy.is_empty()),
+        }
     }
 
     /// Where messages wait.
@@ -312,16 +331,28 @@ impl Config {
             return Err(setting("matrix.homeserver-url", "it is empty", "write the homeserver's URL").into());
         }
         if self.matrix.user_id.as_ref().is_some_and(|user| !user.starts_with('@') || !user.contains(':')) {
-            return Err(setting("matrix.user-id", "it is no user's ID", "write it as `@bot:example.org`").into());
+            return Err(
+                setting("matrix.user-id", "it is no user's ID", "write it as `@bot:example.org`").into()
+            );
         }
         let token = self.matrix.access_token.as_deref().unwrap_or_default();
         if token.trim().is_empty() && self.matrix.access_token_file.is_none() {
-            return Err(setting("matrix.access-token", "it is empty", "write it, or name a file in `access-token-file`").into());
+            return Err(setting(
+                "matrix.access-token",
+                "it is empty",
+                "write it, or name a file in `access-token-file`",
+            )
+            .into());
         }
         for (short, room) in &self.matrix.room_mapping {
             if !is_room(room) {
                 let mend = "write a room's ID, `!…`, or an alias, `#name:example.org`";
-                return Err(setting(&format!("matrix.room-mapping.{short}"), &format!("`{room}` is no room"), mend).into());
+                return Err(setting(
+                    &format!("matrix.room-mapping.{short}"),
+                    &format!("`{room}` is no room"),
+                    mend,
+                )
+                .into());
             }
         }
         for (at, computed) in self.templating.computed_values.iter().enumerate() {
@@ -362,7 +393,8 @@ impl Config {
         };
         let templating = &self.templating;
         let firing = compile("firing-template", &or(&templating.firing_template, TEMPLATE));
-        let resolved = Some(templating.resolved_template.as_str()).filter(|template| !template.trim().is_empty());
+        let resolved =
+            Some(templating.resolved_template.as_str()).filter(|template| !template.trim().is_empty());
         let resolved = resolved.map(|template| compile("resolved-template", template));
         let (Some(firing), true) = (firing, resolved.as_ref().is_none_or(Option::is_some)) else {
             return Err(Error::Template(wrongs.trim_end().to_owned()));
@@ -398,11 +430,15 @@ fn setting(setting: &str, reason: &str, mend: &'static str) -> ConfigError {
 /// What is wrong with a template, at its place in the file if its line stands there once.
 fn placed(name: &str, text: &str, template: &str, key: &str, wrong: &Wrong) -> String {
     let Wrong { line, column, reason } = wrong;
-    let of = template.lines().nth(line.saturating_sub(1)).map(str::trim).filter(|of| *line > 0 && !of.is_empty());
+    let of =
+        template.lines().nth(line.saturating_sub(1)).map(str::trim).filter(|of| *line > 0 && !of.is_empty());
     let mut places = of.into_iter().flat_map(|of| {
-        text.lines().enumerate().filter_map(move |(at, whole)| whole.find(of).map(|byte| (at, whole[..byte].chars().count())))
+        text.lines()
+            .enumerate()
+            .filter_map(move |(at, whole)| whole.find(of).map(|byte| (at, whole[..byte].chars().count())))
     });
-    let indent = template.lines().nth(line.saturating_sub(1)).map_or(0, |line| line.len() - line.trim_start().len());
+    let indent =
+        template.lines().nth(line.saturating_sub(1)).map_or(0, |line| line.len() - line.trim_start().len());
     match (places.next(), places.next()) {
         (Some((at, before)), None) => {
             let column = (before + column.saturating_sub(indent)).max(1);
@@ -417,7 +453,11 @@ fn placed(name: &str, text: &str, template: &str, key: &str, wrong: &Wrong) -> S
 fn fold(json: &mut Json, path: &[&str]) -> bool {
     /// Whose keys are names that somebody chose.
     const FREE: [&str; 6] = [
-        "room-mapping", "external-url-mapping", "generator-url-mapping", "values", "when-matching-labels",
+        "room-mapping",
+        "external-url-mapping",
+        "generator-url-mapping",
+        "values",
+        "when-matching-labels",
         "when-matching-annotations",
     ];
     let free = path.last().is_some_and(|last| FREE.contains(last));

@@ -120,7 +120,8 @@ impl Shown<'_> {
 
     fn alert(self, alert: &Alert) -> Value {
         let external = mapped(&self.payload.external_url, &self.templating.external_url_mapping);
-        let time = |written: &str| text(&Time::parse(written).map_or_else(|| written.to_owned(), Time::shown));
+        let time =
+            |written: &str| text(&Time::parse(written).map_or_else(|| written.to_owned(), Time::shown));
         map([
             ("Status", text(&alert.status)),
             ("Labels", kv(&alert.labels)),
@@ -199,7 +200,10 @@ mod tests {
     #[test]
     fn urls_are_mapped_as_a_whole() {
         let one = labels(&[("alertmanager:9093", "https://alertmanager.example.com")]);
-        let two = labels(&[("alertmanager:9093", "https://alertmanager.example.com"), ("alerts:12345", "https://x")]);
+        let two = labels(&[
+            ("alertmanager:9093", "https://alertmanager.example.com"),
+            ("alerts:12345", "https://x"),
+        ]);
         for (url, mapping, expected) in [
             ("alertmanager:9093", &one, "https://alertmanager.example.com"),
             ("alertmanager:9093", &two, "https://alertmanager.example.com"),
@@ -223,7 +227,10 @@ mod tests {
             "example.com/#/silences/new?filter=%7Bsomething%3D%22value%22%7D"
         );
         assert_eq!(
-            silence_url(&labels(&[("something", "value"), ("else", "other"), ("more", "labels")]), "example.com"),
+            silence_url(
+                &labels(&[("something", "value"), ("else", "other"), ("more", "labels")]),
+                "example.com"
+            ),
             "example.com/#/silences/new?filter=%7Belse%3D%22other%22%2C%20more%3D%22labels%22%2C%20something%3D%22value%22%7D"
         );
     }

@@ -31,10 +31,10 @@ use crate::outbox::{Delivery, Refused};
 use crate::store::Store;
 use data::{Alert, Payload, Shown};
 
+use config::Settings;
 pub use config::{
     Account, ComputedValue, Config, Delivery as DeliveryOptions, Error, Http, Messages, Resolved, Templating,
 };
-use config::Settings;
 
 /// The largest notification that is taken, in bytes. Alertmanager loses what is refused as too large, and a group can be large.
 const MAX_BODY: usize = 4 << 20;
@@ -92,12 +92,24 @@ impl Alertmanager {
         let registry = registry.sub_registry_with_prefix("matrix_alertmanager_receiver");
         let (c, m) = (&self.counted, courier.metrics());
         registry.register("http_requests", "Requests", c.requests.clone());
-        registry.register("unauthorized_http_requests", "Requests without the right password", c.unauthorized.clone());
-        registry.register("unsupported_http_method", "Requests with another method than POST", c.methods.clone());
+        registry.register(
+            "unauthorized_http_requests",
+            "Requests without the right password",
+            c.unauthorized.clone(),
+        );
+        registry.register(
+            "unsupported_http_method",
+            "Requests with another method than POST",
+            c.methods.clone(),
+        );
         registry.register("invalid_payload", "Requests that are no notification", c.invalid.clone());
         registry.register("alerts", "Alerts", c.alerts.clone());
         registry.register("templating_success", "Messages made by a template", c.rendered.clone());
-        registry.register("templating_failure", "Messages that a template could not make", c.not_rendered.clone());
+        registry.register(
+            "templating_failure",
+            "Messages that a template could not make",
+            c.not_rendered.clone(),
+        );
         registry.register("join_room_success", "Rooms joined", m.joined.clone());
         registry.register("join_room_failure", "Attempts to join a room that failed", m.not_joined.clone());
         registry.register("send_success", "Messages that the homeserver has", m.delivered.clone());
@@ -105,7 +117,10 @@ impl Alertmanager {
     }
 
     /// What answers requests; what is none of Alertmanager's goes to `others`.
-    pub fn router(self: &Arc<Self>, metrics: impl Fn() -> Response + Clone + Send + Sync + 'static) -> Router {
+    pub fn router(
+        self: &Arc<Self>,
+        metrics: impl Fn() -> Response + Clone + Send + Sync + 'static,
+    ) -> Router {
         let state = self.clone();
         Router::new()
             .fallback(move |State(service): State<Arc<Self>>, request: Request| {
@@ -132,7 +147,8 @@ impl Alertmanager {
             return (StatusCode::UNAUTHORIZED, challenge).into_response();
         }
         if request.method() != Method::POST {
-            let known = [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+            let known =
+                [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
             let method = if known.contains(request.method()) { request.method().as_str() } else { "other" };
             self.counted.methods.get_or_create(&OfMethod { method: method.to_owned() }).inc();
             return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
@@ -140,7 +156,9 @@ impl Alertmanager {
         let room = match room.ok().and_then(|name| settings.room(&name)) {
             Some(room) => room,
             None => {
-                tracing::warn!("a notification for a room that is neither in room-mapping nor a room's ID or alias");
+                tracing::warn!(
+                    "a notification for a room that is neither in room-mapping nor a room's ID or alias"
+                );
                 let text = "no such room: write its ID, its alias (with %23 for #) or a name of matrix.room-mapping\n";
                 return (StatusCode::NOT_FOUND, text).into_response();
             }
@@ -151,18 +169,21 @@ impl Alertmanager {
         };
         // A list would be taken for a notification's fields in their order.
         let body = body.trim_ascii();
-        let parsed = if body.starts_with(b"[") { serde_json::from_slice(b"") } else { serde_json::from_slice(body) };
+        let parsed =
+            if body.starts_with(b"[") { serde_json::from_slice(b"") } else { serde_json::from_slice(body) };
         let payload: Payload = match parsed {
             Ok(payload) => payload,
             Err(error) => {
                 self.counted.invalid.inc();
                 tracing::warn!(%error, "a request is no notification of Alertmanager's");
-                return (StatusCode::BAD_REQUEST, format!("no notification of Alertmanager's: {error}\n")).into_response();
+                return (StatusCode::BAD_REQUEST, format!("no notification of Alertmanager's: {error}\n"))
+                    .into_response();
             }
         };
         if payload.alerts.len() > MAX_ALERTS {
             self.counted.invalid.inc();
-            return (StatusCode::PAYLOAD_TOO_LARGE, "more than 10000 alerts: set max_alerts\n").into_response();
+            return (StatusCode::PAYLOAD_TOO_LARGE, "more than 10000 alerts: set max_alerts\n")
+                .into_response();
         }
         let alerts = u64::try_from(payload.alerts.len()).unwrap_or(u64::MAX);
         self.counted.alerts.get_or_create(&Room { room: room.clone() }).inc_by(alerts);
@@ -176,7 +197,8 @@ impl Alertmanager {
             // Alertmanager sends again after a status from 500 on, and after no other.
             Err(refused) => {
                 let wait = if refused == Refused::Full { "30" } else { "5" };
-                (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, wait)], format!("{refused}\n")).into_response()
+                (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, wait)], format!("{refused}\n"))
+                    .into_response()
             }
         }
     }
@@ -188,14 +210,16 @@ impl Alertmanager {
                 .alerts
                 .iter()
                 .filter_map(|alert| {
-                    let key = digest(&[&payload.receiver, &payload.group_key, &alert.identity(), &alert.starts_at]);
+                    let key =
+                        digest(&[&payload.receiver, &payload.group_key, &alert.identity(), &alert.starts_at]);
                     let dedup = digest(&[&key, &alert.status, alert.end()]);
                     let message = self.message(settings, shown, &alert.status, Some(alert), key)?;
                     Some(Delivery { room: room.to_owned(), message, dedup: Some(dedup) })
                 })
                 .collect(),
             Messages::PerGroup => {
-                let oldest = payload.alerts.iter().map(|alert| alert.starts_at.as_str()).min().unwrap_or_default();
+                let oldest =
+                    payload.alerts.iter().map(|alert| alert.starts_at.as_str()).min().unwrap_or_default();
                 let key = digest(&[&payload.receiver, &payload.group_key, oldest]);
                 let mut parts = vec![key.clone(), payload.status.clone()];
                 for alert in &payload.alerts {
@@ -234,8 +258,10 @@ impl Alertmanager {
             Err(wrong) => {
                 self.counted.not_rendered.inc();
                 tracing::error!(line = wrong.line, reason = wrong.reason, "a template failed");
-                let name = alert.and_then(|alert| alert.labels.get("alertname")).map_or("an alert", String::as_str);
-                html.strong(&status.to_uppercase()).text(&format!(" {name} (its template failed: {})", wrong.reason));
+                let name =
+                    alert.and_then(|alert| alert.labels.get("alertname")).map_or("an alert", String::as_str);
+                html.strong(&status.to_uppercase())
+                    .text(&format!(" {name} (its template failed: {})", wrong.reason));
             }
         }
         let mut message = html.message();
@@ -288,14 +314,19 @@ impl Settings {
         if self.basic.is_none() && self.bearer.is_none() {
             return true;
         }
-        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let shown =
+            headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let Some((scheme, shown)) = shown.split_once(' ') else { return false };
         if scheme.eq_ignore_ascii_case("bearer") {
             return self.bearer.as_ref().is_some_and(|token| token.is(shown.trim()));
         }
-        let (Some((user, password)), true) = (&self.basic, scheme.eq_ignore_ascii_case("basic")) else { return false };
+        let (Some((user, password)), true) = (&self.basic, scheme.eq_ignore_ascii_case("basic")) else {
+            return false;
+        };
         let shown = STANDARD.decode(shown.trim()).ok().and_then(|shown| String::from_utf8(shown).ok());
-        let Some((name, word)) = shown.as_deref().and_then(|shown| shown.split_once(':')) else { return false };
+        let Some((name, word)) = shown.as_deref().and_then(|shown| shown.split_once(':')) else {
+            return false;
+        };
         // Both are compared, so that time tells nothing of either.
         let (name, word) = (user.is(name), password.is(word));
         name & word
@@ -303,7 +334,9 @@ impl Settings {
 
     /// The room that a URL names.
     fn room(&self, name: &str) -> Option<String> {
-        let is_room = name.starts_with(['!', '#']) && (2..=255).contains(&name.len()) && !name.contains(char::is_control);
+        let is_room = name.starts_with(['!', '#'])
+            && (2..=255).contains(&name.len())
+            && !name.contains(char::is_control);
         self.rooms.get(name).cloned().or_else(|| is_room.then(|| name.to_owned()))
     }
 }

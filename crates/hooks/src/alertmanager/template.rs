@@ -19,8 +19,31 @@ const METHOD: &str = "__method";
 
 /// Functions of Go's templates, and those that the templates of matrix-alertmanager-receiver have beside them.
 const FUNCTIONS: [&str; 25] = [
-    "ToLower", "ToUpper", "Replace", "RegexReplace", "and", "call", "eq", "ge", "gt", "html", "index", "js", "le", "len", "lt",
-    "ne", "not", "or", "print", "printf", "println", "slice", "urlquery", "break", "continue",
+    "ToLower",
+    "ToUpper",
+    "Replace",
+    "RegexReplace",
+    "and",
+    "call",
+    "eq",
+    "ge",
+    "gt",
+    "html",
+    "index",
+    "js",
+    "le",
+    "len",
+    "lt",
+    "ne",
+    "not",
+    "or",
+    "print",
+    "printf",
+    "println",
+    "slice",
+    "urlquery",
+    "break",
+    "continue",
 ];
 
 /// A template that can be rendered.
@@ -64,15 +87,47 @@ enum Kind {
 }
 
 const ROOT: [&str; 13] = [
-    "Alert", "Alerts", "CommonAnnotations", "CommonLabels", "ComputedValues", "ExternalURL", "GeneratorURL", "GroupKey",
-    "GroupLabels", "Receiver", "SilenceURL", "Status", "TruncatedAlerts",
+    "Alert",
+    "Alerts",
+    "CommonAnnotations",
+    "CommonLabels",
+    "ComputedValues",
+    "ExternalURL",
+    "GeneratorURL",
+    "GroupKey",
+    "GroupLabels",
+    "Receiver",
+    "SilenceURL",
+    "Status",
+    "TruncatedAlerts",
 ];
 const ALERT: [&str; 9] = [
-    "Annotations", "EndsAt", "Fingerprint", "GeneratorURL", "Labels", "SilenceURL", "StartsAt", "Status", "ComputedValues",
+    "Annotations",
+    "EndsAt",
+    "Fingerprint",
+    "GeneratorURL",
+    "Labels",
+    "SilenceURL",
+    "StartsAt",
+    "Status",
+    "ComputedValues",
 ];
 const TIME: [&str; 15] = [
-    "Day", "Format", "Hour", "IsZero", "Local", "Minute", "Month", "Second", "String", "UTC", "Unix", "UnixMilli", "Weekday",
-    "Year", "YearDay",
+    "Day",
+    "Format",
+    "Hour",
+    "IsZero",
+    "Local",
+    "Minute",
+    "Month",
+    "Second",
+    "String",
+    "UTC",
+    "Unix",
+    "UnixMilli",
+    "Weekday",
+    "Year",
+    "YearDay",
 ];
 
 impl Kind {
@@ -142,7 +197,10 @@ impl Kind {
             Self::Text => return Err("it is a text, which has no fields".to_owned()),
             Self::Texts => return Err("it is a list: use `range`".to_owned()),
             // Where these are fields, the function gives the field.
-            Self::Unknown => (Self::Unknown, TIME.contains(&name) || ["SortedPairs", "Names", "Values", "Remove"].contains(&name)),
+            Self::Unknown => (
+                Self::Unknown,
+                TIME.contains(&name) || ["SortedPairs", "Names", "Values", "Remove"].contains(&name),
+            ),
         })
     }
 
@@ -188,7 +246,11 @@ impl Template {
         use TemplateError::{ArgCount, Escape, UndefinedFunction, UndefinedTemplate, UndefinedVariable};
         match self.inner.execute_to_string(data) {
             Err(
-                error @ (ArgCount { .. } | Escape { .. } | UndefinedFunction(_) | UndefinedTemplate(_) | UndefinedVariable(_)),
+                error @ (ArgCount { .. }
+                | Escape { .. }
+                | UndefinedFunction(_)
+                | UndefinedTemplate(_)
+                | UndefinedVariable(_)),
             ) => Err(wrong(&error)),
             _ => Ok(()),
         }
@@ -362,7 +424,10 @@ impl Walk<'_> {
         let arguments: Vec<Expr> = rest.into_iter().map(|(argument, _)| argument).collect();
         if let Expr::Identifier(pos, name) = first {
             if !FUNCTIONS.contains(&name.as_str()) {
-                self.complain(*pos, format!("there is no function `{name}`: there are {}", FUNCTIONS[..23].join(", ")));
+                self.complain(
+                    *pos,
+                    format!("there is no function `{name}`: there are {}", FUNCTIONS[..23].join(", ")),
+                );
             }
             let kind = match (name.as_str(), kinds.first()) {
                 ("index", Some(kind)) if kinds.len() > 1 => kind.item(),
@@ -416,13 +481,20 @@ impl Walk<'_> {
                 Ok(found) => found,
                 Err(hint) => {
                     let path = names.join(".");
-                    self.complain(pos, format!("`.{path}` would print nothing: there is no `.{name}` here; {hint}"));
+                    self.complain(
+                        pos,
+                        format!("`.{path}` would print nothing: there is no `.{name}` here; {hint}"),
+                    );
                     (Kind::Unknown, false)
                 }
             };
             if method {
                 let receiver = fields(base, std::mem::take(&mut plain));
-                let args = vec![Expr::Identifier(pos, METHOD.into()), Expr::String(pos, name.as_str().into()), receiver];
+                let args = vec![
+                    Expr::Identifier(pos, METHOD.into()),
+                    Expr::String(pos, name.as_str().into()),
+                    receiver,
+                ];
                 let commands = vec![CommandNode { pos, args }];
                 base = Expr::Pipe(pos, PipeNode { pos, decl: Vec::new(), commands, is_assign: false });
             } else {
@@ -464,7 +536,8 @@ fn functions() -> [(&'static str, Function); 5] {
             Ok(text(all.replace(&old, &new)))
         }),
         ("RegexReplace", |arguments| {
-            let [pattern, new, all] = [text_of(arguments, 0)?, text_of(arguments, 1)?, text_of(arguments, 2)?];
+            let [pattern, new, all] =
+                [text_of(arguments, 0)?, text_of(arguments, 1)?, text_of(arguments, 2)?];
             match regex_lite::Regex::new(&pattern) {
                 Ok(pattern) => Ok(text(pattern.replace_all(&all, new.as_str()).into_owned())),
                 Err(error) => {
@@ -528,7 +601,8 @@ fn method(name: &str, receiver: &Value, arguments: &[Value]) -> gotmpl::Result<V
             }
         }
         Value::String(written) => {
-            let time = Time::parse(written).ok_or_else(|| TemplateError::Exec(format!("`{written}` is no time")))?;
+            let time =
+                Time::parse(written).ok_or_else(|| TemplateError::Exec(format!("`{written}` is no time")))?;
             return Ok(match name {
                 "Format" => text(time.format(&text_of(arguments, 0)?)),
                 "UTC" | "Local" => text(time.utc().shown()),
@@ -553,7 +627,10 @@ fn pairs(map: &BTreeMap<Arc<str>, Value>) -> Vec<(Arc<str>, Value)> {
 }
 
 fn pair(name: &Arc<str>, value: Value) -> Value {
-    Value::Map(Arc::new(BTreeMap::from([("Name".into(), Value::String(name.clone())), ("Value".into(), value)])))
+    Value::Map(Arc::new(BTreeMap::from([
+        ("Name".into(), Value::String(name.clone())),
+        ("Value".into(), value),
+    ])))
 }
 
 #[cfg(test)]
@@ -582,17 +659,25 @@ mod tests {
     }
 
     fn render(template: &str) -> String {
-        Template::new("t", template).unwrap_or_else(|wrong| panic!("{template}: {wrong:?}")).render(&data()).unwrap()
+        Template::new("t", template)
+            .unwrap_or_else(|wrong| panic!("{template}: {wrong:?}"))
+            .render(&data())
+            .unwrap()
     }
 
     #[test]
     fn methods_of_go_are_known() {
         for (template, shown) in [
-            ("{{range .Alert.Labels.SortedPairs}}{{.Name}}={{.Value}} {{end}}",
-             "alertname=Down pod=&lt;b&gt;a&lt;/b&gt; severity=critical "),
+            (
+                "{{range .Alert.Labels.SortedPairs}}{{.Name}}={{.Value}} {{end}}",
+                "alertname=Down pod=&lt;b&gt;a&lt;/b&gt; severity=critical ",
+            ),
             ("{{range .Alert.Labels.Names}}{{.}} {{end}}", "alertname pod severity "),
             ("{{range $i, $v := .CommonLabels.SortedPairs.Values}}{{$i}}{{$v}} {{end}}", "01 12 "),
-            ("{{range (.Alert.Labels.Remove .CommonLabels.Names).Names}}{{.}} {{end}}", "alertname pod severity "),
+            (
+                "{{range (.Alert.Labels.Remove .CommonLabels.Names).Names}}{{.}} {{end}}",
+                "alertname pod severity ",
+            ),
             ("{{range (.Alert.Labels.Remove .Alert.Labels.Names).SortedPairs}}x{{end}}", ""),
             ("{{.Alert.StartsAt}}", "2026-03-09 15:04:05 &#43;0000 UTC"),
             ("{{.Alert.StartsAt.Format \"15:04\"}}", "15:04"),
@@ -601,9 +686,18 @@ mod tests {
             ("{{with .Alert.StartsAt}}{{.Format \"2006\"}}{{end}}", "2026"),
             ("{{$a := .Alert}}{{$a.Labels.alertname}} {{$a.StartsAt.Format \"Jan\"}}", "Down Mar"),
             ("{{range .Alerts.Firing}}{{.Labels.alertname}}{{end}}{{len .Alerts.Resolved}}", "Down0"),
-            ("{{define \"x\"}}{{range .SortedPairs}}{{.Name}};{{end}}{{end}}{{template \"x\" .CommonLabels}}", "a;b;"),
-            ("{{.Alert.Labels.nothing}}|{{.ComputedValues.color}}|{{index .Alert.Labels \"alertname\"}}", "|red|Down"),
-            ("{{if gt (len .Alert.Labels) 2}}{{printf \"%s!\" .Alert.Status}}{{else if true}}b{{end}}", "firing!"),
+            (
+                "{{define \"x\"}}{{range .SortedPairs}}{{.Name}};{{end}}{{end}}{{template \"x\" .CommonLabels}}",
+                "a;b;",
+            ),
+            (
+                "{{.Alert.Labels.nothing}}|{{.ComputedValues.color}}|{{index .Alert.Labels \"alertname\"}}",
+                "|red|Down",
+            ),
+            (
+                "{{if gt (len .Alert.Labels) 2}}{{printf \"%s!\" .Alert.Status}}{{else if true}}b{{end}}",
+                "firing!",
+            ),
             ("<a href=\"{{.Alert.Annotations.runbook}}\">x</a>", "<a href=\"#ZgotmplZ\">x</a>"),
         ] {
             assert_eq!(render(template), shown, "{template}");

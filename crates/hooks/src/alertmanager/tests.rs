@@ -240,7 +240,10 @@ async fn the_end_of_an_alert_can_be_an_edit_or_in_a_thread() {
     for (how, edits, thread) in [("edit", true, false), ("thread", false, true)] {
         let lab = lab(&format!("{CONFIG}delivery:\n  resolved: {how}\n  notice: true\n"));
         for status in ["firing", "resolved"] {
-            assert_eq!(lab.post("/alerts/ops", &notification(status, "A", "2026-01-01T00:00:00Z")).await, 200);
+            assert_eq!(
+                lab.post("/alerts/ops", &notification(status, "A", "2026-01-01T00:00:00Z")).await,
+                200
+            );
         }
         let waiting = lab.waiting(ROOM).await;
         let [first, second] = &waiting[..] else { panic!("{waiting:?}") };
@@ -301,7 +304,10 @@ fn what_is_wrong_is_said() {
         (CONFIG.replace("\"@bot:example.org\"", "bot"), "matrix.user-id"),
         (CONFIG.replace("${TOKEN}", "''"), "matrix.access-token"),
         (CONFIG.replace("ops: \"!ops:example.org\"", "ops: ''"), "matrix.room-mapping.ops"),
-        (CONFIG.replace("when-matching-status: resolved", "when-matching-status: done"), "computed-values[3]"),
+        (
+            CONFIG.replace("when-matching-status: resolved", "when-matching-status: done"),
+            "computed-values[3]",
+        ),
         (CONFIG.replace("metrics-enabled", "metrics-on"), "metrics-on"),
         (CONFIG.replace("{{ .SilenceURL }}", "{{ .SilenceUrl }}"), "config.yaml:40:63:"),
         (CONFIG.replace("{{ if .Alert.Labels.severity }}", "{{ if }}"), "firing-template"),

@@ -6,7 +6,17 @@ use jiff::civil::{DateTime, Weekday};
 use jiff::tz::Offset;
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -97,8 +107,9 @@ impl Time {
     pub(super) fn format(self, layout: &str) -> String {
         /// What a layout can hold, the longer ones before those that they begin with.
         const PARTS: [&str; 31] = [
-            "January", "Jan", "Monday", "Mon", "MST", "2006", "Z07:00", "Z0700", "-07:00", "-0700", "-07", "002", "01",
-            "02", "03", "04", "05", "06", "_2", "15", "1", "2", "3", "4", "5", "PM", "pm", ".0", ",0", ".9", ",9",
+            "January", "Jan", "Monday", "Mon", "MST", "2006", "Z07:00", "Z0700", "-07:00", "-0700", "-07",
+            "002", "01", "02", "03", "04", "05", "06", "_2", "15", "1", "2", "3", "4", "5", "PM", "pm", ".0",
+            ",0", ".9", ",9",
         ];
         let mut out = String::new();
         let mut rest = layout;
