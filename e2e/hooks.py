@@ -253,8 +253,9 @@ def crashes(service: Service, link: Link, reader: Account, rooms: dict[str, str]
     for thread in senders:
         thread.join()
     accepted = time.monotonic() - began
-    # Some of the way is still ahead of them, and it is as bad.
-    time.sleep(3)
+    # Most of the way is still ahead of them, and it is as bad.
+    arrived = lambda: sum(len(reader.messages(room)) for room in rooms.values())
+    until("most are delivered", 900, lambda: arrived() > alerts * 3 // 4)
     done.set()
     troubles.join()
     link.losing = 0.0

@@ -1,4 +1,4 @@
-//! Where messages wait: an SQLite file that one thread writes.
+//! Where messages wait: an `SQLite` file that one thread writes.
 //!
 //! What comes while a transaction is written waits for the next, all of it together: one `fsync` answers for many messages.
 

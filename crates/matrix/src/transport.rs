@@ -21,7 +21,7 @@ const IDLE: Duration = Duration::from_secs(30);
 
 pub(crate) enum Transport {
     Direct(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
-    Proxied(Client<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>, Full<Bytes>>),
+    Proxied(Box<Client<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>, Full<Bytes>>>),
 }
 
 impl Transport {
@@ -39,7 +39,7 @@ impl Transport {
         clients.pool_idle_timeout(IDLE).pool_timer(TokioTimer::new()).pool_max_idle_per_host(16);
         Ok(match proxy {
             None => Self::Direct(clients.build(direct)),
-            Some(proxy) => Self::Proxied(
+            Some(proxy) => Self::Proxied(Box::new(
                 clients.build(
                     HttpsConnectorBuilder::new()
                         .with_native_roots()?
@@ -47,7 +47,7 @@ impl Transport {
                         .enable_http1()
                         .wrap_connector(Tunnel::new(proxy, direct)),
                 ),
-            ),
+            )),
         })
     }
 

@@ -18,11 +18,11 @@ use crate::settings::{Matrix, Queue};
 use crate::webhook::{ConfigError, is_room};
 
 /// The template of alerts for which the configuration has none.
-const TEMPLATE: &str = r##"<p><strong><font color="{{if eq .Alert.Status "firing"}}#c0392b{{else}}#1e8449{{end}}">{{.Alert.Status | ToUpper}}</font> {{.Alert.Labels.alertname}}</strong>
+const TEMPLATE: &str = r#"<p><strong><font color="{{if eq .Alert.Status "firing"}}#c0392b{{else}}#1e8449{{end}}">{{.Alert.Status | ToUpper}}</font> {{.Alert.Labels.alertname}}</strong>
 {{with .Alert.Labels.severity}} ({{.}}){{end}}{{with .Alert.Annotations.summary}}: {{.}}{{end}}</p>
 {{with .Alert.Annotations.description}}<p>{{.}}</p>{{end}}
 <p>{{with .GeneratorURL}}<a href="{{.}}">Source</a> {{end}}{{if eq .Alert.Status "firing"}}{{with .SilenceURL}}<a href="{{.}}">Silence</a>{{end}}{{end}}</p>
-"##;
+"#;
 
 /// The configuration of `matrix-stack serve alertmanager`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -153,15 +153,13 @@ impl Alertmanager {
             self.counted.methods.get_or_create(&OfMethod { method: method.to_owned() }).inc();
             return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
         }
-        let room = match room.ok().and_then(|name| settings.room(&name)) {
-            Some(room) => room,
-            None => {
-                tracing::warn!(
-                    "a notification for a room that is neither in room-mapping nor a room's ID or alias"
-                );
-                let text = "no such room: write its ID, its alias (with %23 for #) or a name of matrix.room-mapping\n";
-                return (StatusCode::NOT_FOUND, text).into_response();
-            }
+        let Some(room) = room.ok().and_then(|name| settings.room(&name)) else {
+            tracing::warn!(
+                "a notification for a room that is neither in room-mapping nor a room's ID or alias"
+            );
+            let text =
+                "no such room: write its ID, its alias (with %23 for #) or a name of matrix.room-mapping\n";
+            return (StatusCode::NOT_FOUND, text).into_response();
         };
         let Ok(body) = axum::body::to_bytes(Body::new(request.into_body()), MAX_BODY).await else {
             self.counted.invalid.inc();
@@ -291,7 +289,9 @@ impl Alert {
         if !self.fingerprint.is_empty() {
             return self.fingerprint.clone();
         }
-        self.labels.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+        let parts: Vec<&str> =
+            self.labels.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]).collect();
+        digest(&parts)
     }
 
     /// When it ended. Before, Alertmanager says when it would end, which changes.

@@ -228,7 +228,7 @@ impl Template {
         let tree = walk.list(&tree, Kind::Root);
         let mut inner = html::Template::new(name).missing_key(MissingKey::ZeroValue).max_range_iters(ROUNDS);
         for (name, function) in functions() {
-            inner = inner.func(name, move |arguments| function(arguments));
+            inner = inner.func(name, function);
         }
         let failed = |error: &TemplateError| vec![wrong(error)];
         inner = inner.parse(r#"{{template "__main" .}}"#).map_err(|error| failed(&error))?;
@@ -296,10 +296,8 @@ fn balanced(text: &str) -> Result<(), Wrong> {
         let word: String = inner.chars().take_while(char::is_ascii_alphabetic).collect();
         match word.as_str() {
             "if" | "range" | "with" | "define" | "block" => open.push(begin),
-            "end" => {
-                if open.pop().is_none() {
-                    return Err(place(begin, "there is nothing that this `end` ends"));
-                }
+            "end" if open.pop().is_none() => {
+                return Err(place(begin, "there is nothing that this `end` ends"));
             }
             _ => {}
         }

@@ -56,7 +56,7 @@ impl Time {
 
     pub(super) fn unix_millis(self) -> i64 {
         let offset = Offset::from_seconds(self.offset).unwrap_or(Offset::UTC);
-        offset.to_timestamp(self.at).map_or(0, |at| at.as_millisecond())
+        offset.to_timestamp(self.at).map_or(0, jiff::Timestamp::as_millisecond)
     }
 
     /// The same time in UTC.
@@ -161,12 +161,11 @@ impl Time {
             "Monday" => write!(out, "{}", self.weekday()),
             "Mon" => write!(out, "{}", &self.weekday()[..3]),
             "MST" if self.offset == 0 => write!(out, "UTC"),
-            "MST" => write!(out, "{}", self.zone(false)),
             "2006" => write!(out, "{:04}", at.year()),
             "06" => write!(out, "{:02}", at.year() % 100),
             "Z07:00" | "Z0700" if self.offset == 0 => write!(out, "Z"),
             "Z07:00" | "-07:00" => write!(out, "{}", self.zone(true)),
-            "Z0700" | "-0700" => write!(out, "{}", self.zone(false)),
+            "MST" | "Z0700" | "-0700" => write!(out, "{}", self.zone(false)),
             "-07" => write!(out, "{}", &self.zone(false)[..3]),
             "002" => write!(out, "{:03}", at.day_of_year()),
             "01" => write!(out, "{:02}", at.month()),
