@@ -19,9 +19,12 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection is kept for the next request. Proxies in front of homeservers keep them for a minute.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// A tunnel through a proxy, which may itself be reached with TLS.
+type ToProxy = Tunnel<HttpsConnector<HttpConnector>>;
+
 pub(crate) enum Transport {
     Direct(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
-    Proxied(Box<Client<HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>, Full<Bytes>>>),
+    Proxied(Box<Client<HttpsConnector<ToProxy>, Full<Bytes>>>),
 }
 
 impl Transport {
