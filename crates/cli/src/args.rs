@@ -76,6 +76,9 @@ pub(crate) enum Command {
     /// Run one companion service
     #[command(subcommand)]
     Serve(Serve),
+    /// What webhooks left undelivered
+    #[command(subcommand)]
+    Hooks(Hooks),
     /// Bring the pods of a release on Kubernetes to its stack, in the planner's order
     Rollout(Rollout),
     /// Install what the stack runs, and make its directories and secrets, but start nothing
@@ -118,6 +121,12 @@ pub(crate) enum Serve {
     ///
     /// Without `--config`, its file is `ldap.yaml`.
     Ldap,
+    /// Bring Alertmanager's notifications into rooms
+    Alertmanager {
+        /// Say what is wrong with the configuration and its templates, and do nothing else
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 /// `doctor`.
@@ -226,6 +235,40 @@ fn time_span(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| wrong())?;
     (1..=10_000).contains(&number).then(|| Duration::from_secs(number * unit)).ok_or_else(wrong)
+}
+
+/// `hooks`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Hooks {
+    /// List the messages that could not be delivered, with the reason of each
+    Dead {
+        /// Which store.
+        #[command(flatten)]
+        store: HooksStore,
+        /// Output.
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Try to deliver them again; a service that runs begins within a second
+    Retry {
+        /// The number of one of them
+        #[arg(value_name = "NUMBER", required_unless_present = "all", conflicts_with = "all")]
+        id: Option<i64>,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+        /// Which store.
+        #[command(flatten)]
+        store: HooksStore,
+    },
+}
+
+/// The store of a service that takes webhooks.
+#[derive(Debug, Args)]
+pub(crate) struct HooksStore {
+    /// The file that the service's `queue.store` names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store: PathBuf,
 }
 
 /// `package-charts`.

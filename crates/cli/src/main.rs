@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     log::start(match &arguments.command {
         args::Command::Up(up) => up.detached,
         args::Command::Rollout(rollout) => !rollout.dry_run,
-        args::Command::Serve(_) => true,
+        args::Command::Serve(service) => !matches!(service, args::Serve::Alertmanager { check: true }),
         _ => false,
     });
     match commands::run(&arguments) {

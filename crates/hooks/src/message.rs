@@ -1,7 +1,10 @@
 //! What a formatter makes of a payload.
 
+use serde::{Deserialize, Serialize};
+
 /// A message for a room.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Message {
     /// The text without markup (`body`).
     pub plain: String,

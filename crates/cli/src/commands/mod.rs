@@ -4,6 +4,7 @@ mod charts;
 mod compress_state;
 mod doctor;
 mod files;
+mod hooks;
 mod init;
 mod plan;
 mod rollout;
@@ -44,6 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Router(router) => return router::router(router, stack),
         Command::Doctor(doctor) => return doctor::doctor(doctor, stack),
         Command::Serve(service) => serve::serve(service, stack)?,
+        Command::Hooks(hooks) => hooks::hooks(hooks)?,
         Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
         Command::Install(packages) => run::install(packages, stack)?,

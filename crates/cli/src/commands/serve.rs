@@ -20,6 +20,7 @@ pub(crate) fn serve(service: &Serve, stack: &StackArguments) -> anyhow::Result<(
         Serve::LivekitJwt => livekit_jwt(file),
         Serve::WellKnown => well_known(file),
         Serve::Ldap => ldap(file),
+        Serve::Alertmanager { check } => alertmanager(needed(file)?, *check),
     }
 }
 
@@ -63,6 +64,18 @@ fn ldap(file: Option<&Path>) -> anyhow::Result<()> {
         let reload = || read().map_err(|error| format!("{error:#}"));
         Ok(ldap_proxy::run(settings, Signals::new()?, reload).await?)
     })
+}
+
+fn alertmanager(file: &Path, check: bool) -> anyhow::Result<()> {
+    if check {
+        hooks::alertmanager::Config::read(file, |name| std::env::var(name).ok())?;
+        return Ok(());
+    }
+    Ok(runtime()?.block_on(hooks::serve::alertmanager(file))?)
+}
+
+fn needed(file: Option<&Path>) -> anyhow::Result<&Path> {
+    file.context("`--config FILE` is missing: name the service's configuration")
 }
 
 /// Paths, and what stands there.

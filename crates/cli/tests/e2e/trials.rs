@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use runtime::client::{Phase, ProcessStatus, State, Status};
 use serde_json::Value;
 
-use crate::stack::{Stack, is_healthy, password, synapse_python};
+use crate::stack::{PROGRAM, Stack, is_healthy, password, script, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
 use crate::{calls, compose, compressed, reload, scenarios, served, tokens, truth, units};
 
@@ -35,6 +35,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("logs_are_shown", logs_are_shown),
     ("top_shows_what_passes_through", top_shows_what_passes_through),
     ("metrics_are_open_metrics", metrics_are_open_metrics),
+    ("hooks_bring_each_alert_once_through_crashes", hooks_bring_each_alert_once_through_crashes),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
     ("small_runs_beside_full", small_runs_beside_full),
     (
@@ -310,6 +311,19 @@ fn scrape(socket: &Path) -> String {
     stream.read_to_string(&mut answer).expect("an answer");
     assert!(answer.split_whitespace().nth(1) == Some("200"), "{answer}");
     answer
+}
+
+/// How many alerts; `MATRIX_STACK_HOOKS_ALERTS` has another number.
+const ALERTS: &str = "1000";
+
+fn hooks_bring_each_alert_once_through_crashes() {
+    let stack = full();
+    let alerts = std::env::var("MATRIX_STACK_HOOKS_ALERTS").unwrap_or_else(|_| ALERTS.to_owned());
+    let mut hooks = script("hooks.py");
+    hooks.args(["--program", PROGRAM, "--url", &stack.url(), "--alerts", &alerts, "--directory"]);
+    hooks.arg(stack.directory.join("hooks"));
+    let done = run(&mut hooks, Duration::from_secs(1200)).good();
+    print!("{}", done.stdout);
 }
 
 fn logs_are_shown() {
