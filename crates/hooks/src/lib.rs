@@ -13,6 +13,7 @@ mod json;
 mod message;
 mod metrics;
 mod outbox;
+mod requests;
 pub mod sentry;
 pub mod serve;
 mod settings;
@@ -23,6 +24,7 @@ pub mod webhook;
 pub use courier::{Courier, StartError};
 pub use message::Message;
 pub use outbox::{Accepted, Delivery, Outbox, Refused};
+pub use requests::Requests;
 pub use settings::{Matrix, Queue};
 pub use store::{DeadLetter, Store, StoreError, dead_letters, retry};
 

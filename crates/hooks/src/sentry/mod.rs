@@ -18,7 +18,7 @@ use crate::MAX_BODY;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox};
 
-pub use config::{Projects, Route, Settings};
+pub use config::{Config, Route, Settings};
 
 /// What the handlers share.
 #[derive(Debug)]

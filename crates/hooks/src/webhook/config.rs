@@ -12,10 +12,15 @@ use crate::auth::Key;
 use crate::formats::Format;
 use crate::slack::Names;
 
-/// Who may send what where.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// The configuration of `matrix-stack serve webhook`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Senders {
+pub struct Config {
+    /// Where senders reach the service: an address and a port, or `unix:PATH`. A proxy of yours in front ends TLS.
+    pub listen: String,
+    /// Where `/health`, `/ready` and `/metrics` are served. Default: nowhere.
+    #[schemars(example = &"127.0.0.1:9185")]
+    pub metrics: Option<String>,
     /// A file with the key that opens every room: in the body (`key`), the query (`?key=`), the path, or a header
     /// (`Authorization: Bearer`, `X-Api-Key`, `X-Gitlab-Token`); or the secret that the body is signed with.
     pub api_key_file: Option<PathBuf>,
@@ -33,7 +38,7 @@ pub struct Senders {
     pub notice: bool,
     /// Requests that each key may make in a minute, in bursts of as many at most; 0 for any number.
     pub requests_per_minute: u32,
-    /// Senders with keys of their own.
+    /// Config with keys of their own.
     pub hooks: Vec<Hook>,
 }
 
@@ -74,7 +79,7 @@ pub struct ConfigError {
     pub mend: &'static str,
 }
 
-/// [`Senders`] with their keys, ready to be asked.
+/// [`Config`] with its keys, ready to be asked.
 #[derive(Debug)]
 pub struct Settings {
     pub(super) grants: Vec<Grant>,
@@ -95,15 +100,39 @@ pub(super) struct Grant {
     bucket: Option<Bucket>,
 }
 
-impl Senders {
-    /// The senders that matrix-webhook's environment variables mean: the one `API_KEY`.
-    pub fn settings_from_env(var: impl Fn(&str) -> Option<String>) -> Result<Settings, ConfigError> {
-        let key = var("API_KEY").as_deref().and_then(Key::new).ok_or_else(|| ConfigError {
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:4785".to_owned(),
+            metrics: None,
+            api_key_file: None,
+            default_room: None,
+            rooms: BTreeMap::new(),
+            users: BTreeMap::new(),
+            mention_room: false,
+            show_sender: false,
+            notice: false,
+            requests_per_minute: 0,
+            hooks: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// What matrix-webhook's environment variables mean: `HOST`, `PORT` and the one `API_KEY`.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
+        let key = set("API_KEY").as_deref().and_then(Key::new).ok_or_else(|| ConfigError {
             setting: "API_KEY".to_owned(),
             reason: "it is not set".to_owned(),
             mend: "set it to the key that senders show, or write a configuration file with `hooks`",
         })?;
-        Settings::new(&Self::default(), vec![key])
+        let host = set("HOST").unwrap_or_else(|| "0.0.0.0".to_owned());
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host };
+        let port = set("PORT").unwrap_or_else(|| "4785".to_owned());
+        let config = Self { listen: format!("{host}:{port}"), ..Self::default() };
+        let settings = Settings::new(&config, vec![key])?;
+        Ok((config, settings))
     }
 
     /// Reads the keys' files.
@@ -130,8 +159,8 @@ impl Senders {
 }
 
 impl Settings {
-    /// Senders with the keys of `api_key_file` (or from elsewhere, where there is none) and of each hook, in this order.
-    fn new(senders: &Senders, keys: Vec<Key>) -> Result<Self, ConfigError> {
+    /// Config with the keys of `api_key_file` (or from elsewhere, where there is none) and of each hook, in this order.
+    fn new(senders: &Config, keys: Vec<Key>) -> Result<Self, ConfigError> {
         let error =
             |setting: String, reason: &str, mend| ConfigError { setting, reason: reason.to_owned(), mend };
         if keys.is_empty() {

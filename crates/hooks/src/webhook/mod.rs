@@ -24,7 +24,7 @@ use crate::{MAX_BODY, slack};
 use body::Body;
 
 pub(crate) use config::is_room;
-pub use config::{ConfigError, Hook, Senders, Settings};
+pub use config::{Config, ConfigError, Hook, Settings};
 
 /// What the handlers share.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::recorder::{Recorder, secret};
 use hooks::Delivery;
-use hooks::webhook::{Senders, Webhook};
+use hooks::webhook::{Config, Webhook};
 use service::{Listener, bind, serve};
 
 /// The service on a port of its own, with an outbox that keeps what it was given.
@@ -20,7 +20,7 @@ async fn start(dir: &Path) -> (SocketAddr, Recorder) {
         secret(dir, "api", "api-key").display(),
         secret(dir, "ci", "ci-key").display(),
     );
-    let senders: Senders = config::document("webhook.yaml", &yaml).expect("it is one");
+    let senders: Config = config::document("webhook.yaml", &yaml).expect("it is one");
     let outbox = Recorder::default();
     let webhook = Webhook::new(senders.settings().expect("they are fine"), outbox.clone());
     let address = "127.0.0.1:0".parse().expect("it is an address");

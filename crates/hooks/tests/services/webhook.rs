@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::recorder::{Recorder, ask, secret, sign};
 use axum::Router;
 use hooks::Refused;
-use hooks::webhook::{Senders, Webhook};
+use hooks::webhook::{Config, Webhook};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -25,7 +26,7 @@ fn service() -> Service {
     Service { app: webhook.router(), outbox, webhook, dir }
 }
 
-fn senders(dir: &std::path::Path) -> Senders {
+fn senders(dir: &std::path::Path) -> Config {
     let yaml = format!(
         "api_key_file: {}\n\
          rooms:\n  alerts: '!alerts:example.org'\n\
@@ -273,6 +274,31 @@ async fn settings_change_while_it_runs() {
     assert_eq!(outbox.take().len(), 2);
 }
 
+#[tokio::test]
+async fn requests_are_counted_by_their_route() {
+    let Service { app, .. } = service();
+    let (requests, mut registry) =
+        (hooks::Requests::default(), Registry::with_prefix("matrix_stack_webhook"));
+    requests.register(&mut registry);
+    let app = requests.count(app);
+    for path in
+        ["/services/T0/B0/ci-key", "/services/T0/B0/wrong", "/api/auth.test", "/webhook/ci-key", "/a/b"]
+    {
+        ask(&app, path, &[JSON], body("x")).await;
+    }
+    let mut shown = String::new();
+    prometheus_client::encoding::text::encode(&mut shown, &registry).unwrap();
+    for line in [
+        r#"matrix_stack_webhook_requests_total{path="/services/{*path}",status="200"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="/services/{*path}",status="404"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="/api/{method}",status="200"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="*",status="200"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="*",status="400"} 1"#,
+    ] {
+        assert!(shown.contains(line), "{line} in {shown}");
+    }
+}
+
 #[test]
 fn what_cannot_work_is_refused_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
@@ -291,10 +317,15 @@ fn what_cannot_work_is_refused_with_its_place() {
         ),
         (format!("api_key_file: {}\nrooms: {{a: b}}\n", key.display()), "`rooms.a`: "),
     ] {
-        let senders: Senders = config::document("webhook.yaml", &yaml).unwrap();
+        let senders: Config = config::document("webhook.yaml", &yaml).unwrap();
         let error = senders.settings().unwrap_err().to_string();
         assert!(error.starts_with(setting), "{error}");
     }
-    assert!(Senders::settings_from_env(|_| None).is_err());
-    assert!(Senders::settings_from_env(|name| (name == "API_KEY").then(|| "k".to_owned())).is_ok());
+    assert!(Config::from_env(|_| None).is_err());
+    let environment = |name: &str| match name {
+        "API_KEY" => Some("k".to_owned()),
+        "HOST" => Some("::1".to_owned()),
+        _ => None,
+    };
+    assert_eq!(Config::from_env(environment).unwrap().0.listen, "[::1]:4785");
 }
