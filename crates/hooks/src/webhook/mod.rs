@@ -172,7 +172,8 @@ async fn services<O: Outbox>(
     tracing::debug!(sender = grant.name, room, "a message of Slack's kind");
     match service.accept(room, message, dedup).await {
         Ok(()) => plain(StatusCode::OK, "ok"),
-        Err(Refused::Full) => slow_down(30, plain(StatusCode::TOO_MANY_REQUESTS, "rate_limited")),
+        // Unlike 429, senders try again after this.
+        Err(Refused::Full) => slow_down(30, plain(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable")),
         Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "rollup_error"),
     }
 }
@@ -203,7 +204,11 @@ async fn api<O: Outbox>(
             let answer = json!({ "ok": false, "error": "ratelimited" });
             slow_down(seconds, json_response(StatusCode::TOO_MANY_REQUESTS, &answer))
         }
-        Err(Failed::Store) => {
+        Err(Failed::Refused(Refused::Full)) => {
+            let answer = json!({ "ok": false, "error": "service_unavailable" });
+            slow_down(30, json_response(StatusCode::SERVICE_UNAVAILABLE, &answer))
+        }
+        Err(Failed::Refused(_)) => {
             let answer = json!({ "ok": false, "error": "internal_error" });
             json_response(StatusCode::INTERNAL_SERVER_ERROR, &answer)
         }
@@ -216,16 +221,13 @@ enum Failed {
     Word(&'static str),
     /// Too often: the seconds to wait.
     Wait(u64),
-    /// The store failed.
-    Store,
+    /// The message was not taken.
+    Refused(Refused),
 }
 
 impl From<Refused> for Failed {
     fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Full => Self::Wait(30),
-            Refused::Store(_) => Self::Store,
-        }
+        Self::Refused(refused)
     }
 }
 
@@ -294,14 +296,15 @@ async fn call<O: Outbox>(
     }
     let message = slack::message(&payload, &grant.names).ok_or(Failed::Word("no_text"))?;
     let mut message = Message { notice: grant.notice, ..message };
-    let ts = if method == "chat.update" {
-        message.edits = Some(earlier.clone());
-        earlier
-    } else {
+    let ts = if earlier.is_empty() {
         message.thread = Some(argument("thread_ts")).filter(|thread| !thread.is_empty());
         let ts = service.timestamp();
         message.key = Some(ts.clone());
         ts
+    } else {
+        // `chat.update`, or Alertmanager, which posts again with the `ts` that it was answered with.
+        message.edits = Some(earlier.clone());
+        earlier
     };
     let text = argument("text");
     service.accept(room.clone(), message, asked.dedup(&room)).await?;

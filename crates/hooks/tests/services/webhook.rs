@@ -89,7 +89,7 @@ async fn incoming_webhooks_are_answered_as_slack_answers() {
     assert_eq!(ask(&app, "/services/T0/B0/ci-key", &[JSON], large).await.0, 413);
     *outbox.refuses.lock().unwrap() = Some(Refused::Full);
     let answer = ask(&app, "/services/T0/B0/ci-key", &[JSON], body("x")).await;
-    assert_eq!(answer, (429, "rate_limited".to_owned()));
+    assert_eq!(answer, (503, "service_unavailable".to_owned()));
     *outbox.refuses.lock().unwrap() = Some(Refused::Store("disk".to_owned()));
     let answer = ask(&app, "/services/T0/B0/ci-key", &[JSON], body("x")).await;
     assert_eq!(answer, (500, "rollup_error".to_owned()));
@@ -136,6 +136,10 @@ async fn the_web_api_posts_edits_and_answers_in_threads() {
     assert_eq!((&updated["ok"], &updated["ts"]), (&json!(true), &json!(ts)));
     let message = outbox.one().message;
     assert_eq!((message.edits.as_deref(), message.plain.as_str(), message.key), (Some(ts), "edited", None));
+    // As Alertmanager edits.
+    let again = json!({"channel": channel, "ts": ts, "attachments": [{"text": "resolved"}]}).to_string();
+    assert_eq!(call(&app, "chat.postMessage", &[JSON, bearer], again).await["ts"], ts);
+    assert_eq!(outbox.one().message.edits.as_deref(), Some(ts));
     let delete = json!({"channel": channel, "ts": ts}).to_string();
     assert_eq!(call(&app, "chat.delete", &[JSON, bearer], delete).await["ok"], true);
     assert_eq!(outbox.one().message.edits.as_deref(), Some(ts));
@@ -160,7 +164,7 @@ async fn the_web_api_posts_edits_and_answers_in_threads() {
     *outbox.refuses.lock().unwrap() = Some(Refused::Full);
     let answer =
         ask(&app, "/api/chat.postMessage", &[JSON, bearer], r#"{"channel":"alerts","text":"x"}"#).await;
-    assert_eq!(answer, (429, r#"{"ok":false,"error":"ratelimited"}"#.to_owned()));
+    assert_eq!(answer, (503, r#"{"ok":false,"error":"service_unavailable"}"#.to_owned()));
 }
 
 #[tokio::test]
