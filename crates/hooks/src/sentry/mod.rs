@@ -75,7 +75,7 @@ async fn receive<O: Outbox>(
             deliveries.push(Delivery {
                 room: room.clone(),
                 message: Message { notice: settings.notice, ..message.clone() },
-                dedup: request.map(|id| format!("{id} {at} {room}")),
+                dedup: request.map(|id| format!("{id} {at}")),
             });
         }
     }

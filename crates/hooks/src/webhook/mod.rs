@@ -117,12 +117,12 @@ impl<'a> Asked<'a> {
     }
 
     /// What tells this request from another, where its sender says so.
-    fn dedup(&self, room: &str) -> Option<String> {
+    fn dedup(&self) -> Option<String> {
         ["idempotency-key", "x-github-delivery", "x-gitea-delivery"]
             .iter()
             .map(|name| (name, self.header(name)))
             .find(|(_, id)| !id.is_empty() && id.len() <= 255)
-            .map(|(name, id)| format!("{name} {id} {room}"))
+            .map(|(name, id)| format!("{name} {id}"))
     }
 }
 
@@ -168,7 +168,7 @@ async fn services<O: Outbox>(
         .or_else(|| settings.default_room.clone());
     let Some(room) = room else { return plain(StatusCode::NOT_FOUND, "channel_not_found") };
     let message = threaded(Message { notice: grant.notice, ..message }, &payload);
-    let dedup = asked.dedup(&room);
+    let dedup = asked.dedup();
     tracing::debug!(sender = grant.name, room, "a message of Slack's kind");
     match service.accept(room, message, dedup).await {
         Ok(()) => plain(StatusCode::OK, "ok"),
@@ -307,7 +307,7 @@ async fn call<O: Outbox>(
         earlier
     };
     let text = argument("text");
-    service.accept(room.clone(), message, asked.dedup(&room)).await?;
+    service.accept(room.clone(), message, asked.dedup()).await?;
     tracing::debug!(sender = grant.name, room, method, "a call of Slack's kind");
     Ok(json!({
         "ok": true, "channel": room, "ts": ts, "text": text,
@@ -409,8 +409,7 @@ async fn take<O: Outbox>(
     }
     let Formatted::Message(message) = formatted else { return (StatusCode::OK, "OK".to_owned()) };
     tracing::debug!(sender = grant.name, room, "a webhook");
-    match service.accept(room.clone(), Message { notice: grant.notice, ..*message }, asked.dedup(room)).await
-    {
+    match service.accept(room.clone(), Message { notice: grant.notice, ..*message }, asked.dedup()).await {
         Ok(()) => (StatusCode::OK, "OK".to_owned()),
         Err(error @ Refused::Full) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "The message cannot be kept".to_owned()),
