@@ -14,6 +14,7 @@ mod message;
 mod metrics;
 mod outbox;
 mod requests;
+mod run;
 pub mod sentry;
 pub mod serve;
 mod settings;
@@ -25,6 +26,7 @@ pub use courier::{Courier, StartError};
 pub use message::Message;
 pub use outbox::{Accepted, Delivery, Outbox, Refused};
 pub use requests::Requests;
+pub use run::RunError;
 pub use settings::{Matrix, Queue};
 pub use store::{DeadLetter, Store, StoreError, dead_letters, retry};
 

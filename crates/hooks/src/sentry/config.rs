@@ -8,26 +8,37 @@ use serde::{Deserialize, Serialize};
 use super::format::About;
 use crate::auth::Key;
 use crate::webhook::{ConfigError, is_room};
+use crate::{Matrix, Queue, run};
 
 /// The configuration of `matrix-stack serve sentry-webhook`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where Sentry reaches the service: an address and a port, or `unix:PATH`. A proxy of yours in front ends TLS.
+    #[serde(default = "listen")]
     pub listen: String,
     /// Where `/health`, `/ready` and `/metrics` are served. Default: nowhere.
     #[schemars(example = &"127.0.0.1:9184")]
+    #[serde(default)]
     pub metrics: Option<String>,
+    /// The account that sends.
+    pub matrix: Matrix,
+    /// Where messages wait.
+    pub queue: Queue,
     /// Files with client secrets of Sentry's integrations. Each of them is accepted, so that a new one can be added before the old one
     /// goes.
     pub client_secret_files: Vec<PathBuf>,
     /// Which rooms a message reaches: those of the first route that matches it.
+    #[serde(default)]
     pub routes: Vec<Route>,
     /// The rooms of what no route matches. Without them it is dropped.
+    #[serde(default)]
     pub default_rooms: Vec<String>,
     /// Tags of events that are shown, by their keys.
+    #[serde(default)]
     pub include_tags: Vec<String>,
     /// Sends notices, which clients do not notify about and bots do not answer to, rather than ordinary messages.
+    #[serde(default)]
     pub notice: bool,
 }
 
@@ -61,23 +72,13 @@ pub struct Settings {
     pub(super) notice: bool,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:3000".to_owned(),
-            metrics: None,
-            client_secret_files: Vec::new(),
-            routes: Vec::new(),
-            default_rooms: Vec::new(),
-            include_tags: Vec::new(),
-            notice: false,
-        }
-    }
+fn listen() -> String {
+    "127.0.0.1:3000".to_owned()
 }
 
 impl Config {
-    /// What the environment variables of matrix-sentry-webhooks mean: `APP_PORT`, `SENTRY_CLIENT_SECRET`, `SENTRY_INCLUDE_TAGS` and
-    /// `MATRIX_ROOMS`.
+    /// What the environment variables of matrix-sentry-webhooks mean: `APP_PORT`, `SENTRY_CLIENT_SECRET`, `SENTRY_INCLUDE_TAGS`,
+    /// `MATRIX_ROOMS`, `MATRIX_HOMESERVER_URL`, `MATRIX_TOKEN` and `MATRIX_USER`; and `STORE`, for the file of the messages that wait.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {
         let list = |name: &str, separator| -> Vec<String> {
             let text = var(name).unwrap_or_default();
@@ -108,7 +109,17 @@ impl Config {
         let include_tags = list("SENTRY_INCLUDE_TAGS", ',');
         let secrets = var("SENTRY_CLIENT_SECRET").as_deref().and_then(Key::new).into_iter().collect();
         let port = var("APP_PORT").filter(|port| !port.is_empty()).unwrap_or_else(|| "3000".to_owned());
-        let config = Self { listen: format!("0.0.0.0:{port}"), routes, include_tags, ..Self::default() };
+        let config = Self {
+            listen: format!("0.0.0.0:{port}"),
+            metrics: None,
+            matrix: run::account_from_env(&var, "MATRIX_HOMESERVER_URL", "MATRIX_USER")?,
+            queue: run::queue_from_env(&var, "sentry-webhook"),
+            client_secret_files: Vec::new(),
+            routes,
+            default_rooms: Vec::new(),
+            include_tags,
+            notice: false,
+        };
         let settings = Settings::new(&config, secrets, "SENTRY_CLIENT_SECRET")?;
         Ok((config, settings))
     }

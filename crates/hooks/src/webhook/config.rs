@@ -11,34 +11,50 @@ use serde::{Deserialize, Serialize};
 use crate::auth::Key;
 use crate::formats::Format;
 use crate::slack::Names;
+use crate::{Matrix, Queue, run};
 
 /// The configuration of `matrix-stack serve webhook`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where senders reach the service: an address and a port, or `unix:PATH`. A proxy of yours in front ends TLS.
+    #[serde(default = "listen")]
     pub listen: String,
     /// Where `/health`, `/ready` and `/metrics` are served. Default: nowhere.
     #[schemars(example = &"127.0.0.1:9185")]
+    #[serde(default)]
     pub metrics: Option<String>,
+    /// The account that sends.
+    pub matrix: Matrix,
+    /// Where messages wait.
+    pub queue: Queue,
     /// A file with the key that opens every room: in the body (`key`), the query (`?key=`), the path, or a header
     /// (`Authorization: Bearer`, `X-Api-Key`, `X-Gitlab-Token`); or the secret that the body is signed with.
+    #[serde(default)]
     pub api_key_file: Option<PathBuf>,
     /// The room of messages that name none: its ID (`!…`) or an alias (`#…:…`).
+    #[serde(default)]
     pub default_room: Option<String>,
     /// Rooms by the names that senders use for them, such as Slack's channels: `alerts: "!…"` stands for `#alerts` too.
+    #[serde(default)]
     pub rooms: BTreeMap<String, String>,
     /// Matrix IDs of users by their IDs at Slack, for mentions.
+    #[serde(default)]
     pub users: BTreeMap<String, String>,
     /// Whether Slack's `<!here>`, `<!channel>` and `<!everyone>` notify the room. Nothing else does.
+    #[serde(default)]
     pub mention_room: bool,
     /// Whether the `username` that a Slack payload asks for stands before its text.
+    #[serde(default)]
     pub show_sender: bool,
     /// Sends notices, which clients do not notify about and bots do not answer to, rather than ordinary messages.
+    #[serde(default)]
     pub notice: bool,
     /// Requests that each key may make in a minute, in bursts of as many at most; 0 for any number.
+    #[serde(default)]
     pub requests_per_minute: u32,
     /// Config with keys of their own.
+    #[serde(default)]
     pub hooks: Vec<Hook>,
 }
 
@@ -100,26 +116,13 @@ pub(super) struct Grant {
     bucket: Option<Bucket>,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:4785".to_owned(),
-            metrics: None,
-            api_key_file: None,
-            default_room: None,
-            rooms: BTreeMap::new(),
-            users: BTreeMap::new(),
-            mention_room: false,
-            show_sender: false,
-            notice: false,
-            requests_per_minute: 0,
-            hooks: Vec::new(),
-        }
-    }
+fn listen() -> String {
+    "127.0.0.1:4785".to_owned()
 }
 
 impl Config {
-    /// What matrix-webhook's environment variables mean: `HOST`, `PORT` and the one `API_KEY`.
+    /// What matrix-webhook's environment variables mean: `HOST`, `PORT`, `MATRIX_URL`, `MATRIX_ID`, `MATRIX_TOKEN`, `PROXY` and the one
+    /// `API_KEY`; and `STORE`, for the file of the messages that wait.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {
         let set = |name: &str| var(name).filter(|value| !value.is_empty());
         let key = set("API_KEY").as_deref().and_then(Key::new).ok_or_else(|| ConfigError {
@@ -130,7 +133,21 @@ impl Config {
         let host = set("HOST").unwrap_or_else(|| "0.0.0.0".to_owned());
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host };
         let port = set("PORT").unwrap_or_else(|| "4785".to_owned());
-        let config = Self { listen: format!("{host}:{port}"), ..Self::default() };
+        let config = Self {
+            listen: format!("{host}:{port}"),
+            metrics: None,
+            matrix: run::account_from_env(&var, "MATRIX_URL", "MATRIX_ID")?,
+            queue: run::queue_from_env(&var, "webhook"),
+            api_key_file: None,
+            default_room: None,
+            rooms: BTreeMap::new(),
+            users: BTreeMap::new(),
+            mention_room: false,
+            show_sender: false,
+            notice: false,
+            requests_per_minute: 0,
+            hooks: Vec::new(),
+        };
         let settings = Settings::new(&config, vec![key])?;
         Ok((config, settings))
     }

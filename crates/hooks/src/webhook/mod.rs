@@ -15,12 +15,14 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
 use serde_json::{Value, json};
+use service::Signals;
 
 use crate::formats::{self, Events, Format, Formatted};
 use crate::json::Look as _;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox, Refused};
-use crate::{MAX_BODY, slack};
+use crate::run::{self, Addresses};
+use crate::{Courier, MAX_BODY, RunError, slack};
 use body::Body;
 
 pub(crate) use config::is_room;
@@ -72,6 +74,28 @@ impl<O: Outbox> Webhook<O> {
             tracing::error!(%error, "a message was not taken");
         })
     }
+}
+
+/// Runs the service until a signal ends it. `reload` reads its configuration again.
+pub async fn run(
+    config: Config,
+    settings: Settings,
+    signals: Signals,
+    mut reload: impl FnMut() -> Result<(Config, Settings), String>,
+) -> Result<(), RunError> {
+    let courier = Courier::start("webhook", &config.matrix, &config.queue)?;
+    let service = Webhook::new(settings, courier.store().clone());
+    let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
+    let reload = {
+        let (service, courier) = (service.clone(), courier.clone());
+        move || {
+            let (config, settings) = reload()?;
+            courier.reload(&config.matrix).map_err(|error| error.to_string())?;
+            service.reload(settings);
+            Ok(())
+        }
+    };
+    run::run("matrix_stack_webhook", addresses, service.router(), courier, signals, reload).await
 }
 
 /// What a request says beside its body.

@@ -14,7 +14,9 @@ use service::{Listener, bind, serve};
 /// The service on a port of its own, with an outbox that keeps what it was given.
 async fn start(dir: &Path) -> (SocketAddr, Recorder) {
     let yaml = format!(
-        "api_key_file: {}\n\
+        "matrix: {{homeserver_url: 'http://127.0.0.1:1', access_token: t}}\n\
+         queue: {{store: /nowhere}}\n\
+         api_key_file: {}\n\
          rooms:\n  alerts: '!alerts:example.org'\n\
          hooks:\n- name: ci\n  key_file: {}\n  room: '!ci:example.org'\n",
         secret(dir, "api", "api-key").display(),

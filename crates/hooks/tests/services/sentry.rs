@@ -13,7 +13,9 @@ const LEGACY: &str = include_str!("../fixtures/sentry/legacy-event.json");
 
 fn projects(dir: &Path) -> Config {
     let yaml = format!(
-        "client_secret_files: ['{}', '{}']\n\
+        "matrix: {{homeserver_url: 'http://127.0.0.1:1', access_token: t}}\n\
+         queue: {{store: /nowhere}}\n\
+         client_secret_files: ['{}', '{}']\n\
          routes:\n\
          - projects: [front-end]\n  environments: [production]\n  levels: [error, fatal]\n  rooms: ['!production:example.org', '!all:example.org']\n\
          - projects: ['1']\n  rooms: ['!front:example.org']\n\
@@ -107,6 +109,8 @@ async fn the_peers_environment_is_understood() {
             "SENTRY_CLIENT_SECRET" => "s3cret".to_owned(),
             "SENTRY_INCLUDE_TAGS" => "browser.name, level".to_owned(),
             "MATRIX_ROOMS" => "front-end/!front:example.org|back-end/#back:example.org".to_owned(),
+            "MATRIX_HOMESERVER_URL" => "http://127.0.0.1:1".to_owned(),
+            "MATRIX_TOKEN" => "t".to_owned(),
             _ => return None,
         })
     };

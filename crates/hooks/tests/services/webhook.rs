@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 const JSON: (&str, &str) = ("content-type", "application/json");
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
 
+const OUTBOX: &str =
+    "matrix: {homeserver_url: 'http://127.0.0.1:1', access_token: t}\nqueue: {store: /nowhere}\n";
+
 struct Service {
     app: Router,
     outbox: Recorder,
@@ -28,7 +31,9 @@ fn service() -> Service {
 
 fn senders(dir: &std::path::Path) -> Config {
     let yaml = format!(
-        "api_key_file: {}\n\
+        "matrix: {{homeserver_url: 'http://127.0.0.1:1', access_token: t}}\n\
+         queue: {{store: /nowhere}}\n\
+         api_key_file: {}\n\
          rooms:\n  alerts: '!alerts:example.org'\n\
          users:\n  U024BE7LH: '@bob:example.org'\n\
          hooks:\n\
@@ -321,7 +326,7 @@ fn what_cannot_work_is_refused_with_its_place() {
         ),
         (format!("api_key_file: {}\nrooms: {{a: b}}\n", key.display()), "`rooms.a`: "),
     ] {
-        let senders: Config = config::document("webhook.yaml", &yaml).unwrap();
+        let senders: Config = config::document("webhook.yaml", &format!("{OUTBOX}{yaml}")).unwrap();
         let error = senders.settings().unwrap_err().to_string();
         assert!(error.starts_with(setting), "{error}");
     }
@@ -329,6 +334,8 @@ fn what_cannot_work_is_refused_with_its_place() {
     let environment = |name: &str| match name {
         "API_KEY" => Some("k".to_owned()),
         "HOST" => Some("::1".to_owned()),
+        "MATRIX_URL" => Some("http://127.0.0.1:1".to_owned()),
+        "MATRIX_TOKEN" => Some("t".to_owned()),
         _ => None,
     };
     assert_eq!(Config::from_env(environment).unwrap().0.listen, "[::1]:4785");
