@@ -127,6 +127,10 @@ pub(crate) enum Serve {
         #[arg(long)]
         check: bool,
     },
+    /// Bring Sentry's webhooks into rooms [without a file: as matrix-sentry-webhooks' environment variables say]
+    SentryWebhook,
+    /// Bring what is sent to Slack, and other webhooks, into rooms [without a file: as matrix-webhook's variables say]
+    Webhook,
 }
 
 /// `doctor`.

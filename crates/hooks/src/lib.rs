@@ -13,6 +13,8 @@ mod json;
 mod message;
 mod metrics;
 mod outbox;
+mod requests;
+mod run;
 pub mod sentry;
 pub mod serve;
 mod settings;
@@ -23,6 +25,8 @@ pub mod webhook;
 pub use courier::{Courier, StartError};
 pub use message::Message;
 pub use outbox::{Accepted, Delivery, Outbox, Refused};
+pub use requests::Requests;
+pub use run::RunError;
 pub use settings::{Matrix, Queue};
 pub use store::{DeadLetter, Store, StoreError, dead_letters, retry};
 

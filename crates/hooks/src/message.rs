@@ -18,6 +18,7 @@ pub struct Message {
     /// The key of an earlier message that this one replaces (`m.replace`). Where that is unknown, this is a message of its own.
     pub edits: Option<String>,
     /// The key of the message whose thread this one belongs to (`m.thread`). Where that is unknown, this is a message of its own.
+    /// With its own `key` here, a message begins a thread or is in it, and the key stays that of the one that began it.
     pub thread: Option<String>,
     /// User IDs that are notified (`m.mentions`); nobody else is, whatever the text says.
     pub mentions: Vec<String>,

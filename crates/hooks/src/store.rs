@@ -373,7 +373,9 @@ impl Store {
         relation: &Relation,
     ) -> Result<(), CallError> {
         let id = waiting.id;
-        let key = waiting.message.key.clone().map(|key| {
+        // Who answers in the thread of its own key leaves that to the message that began it, which is the one to edit.
+        let began = waiting.message.key != waiting.message.thread || relation.thread.is_none();
+        let key = waiting.message.key.clone().filter(|_| began).map(|key| {
             // Edits of an edit are those of what it edits.
             let named = relation.edits.as_deref().unwrap_or(event).to_owned();
             let thread = relation.thread.clone().unwrap_or_else(|| named.clone());
@@ -807,6 +809,8 @@ mod tests {
                 keyed("reply", "r", None, Some("k")),
                 keyed("reply to the reply", "s", None, Some("r")),
                 keyed("unknown", "u", Some("?"), Some("?")),
+                keyed("reply with the root's key", "k", None, Some("k")),
+                keyed("edit of the root", "k", Some("k"), None),
             ])
             .await
             .unwrap();
@@ -817,7 +821,9 @@ mod tests {
             relations.push((relation.edits, relation.thread));
         }
         let root = || Some("$0".to_owned());
-        assert_eq!(relations, [(None, None), (root(), None), (None, root()), (None, root()), (None, None)]);
+        let first = [(None, None), (root(), None), (None, root()), (None, root()), (None, None)];
+        assert_eq!(relations[..5], first);
+        assert_eq!(relations[5..], [(None, root()), (root(), None)]);
     }
 
     #[tokio::test]

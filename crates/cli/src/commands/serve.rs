@@ -21,6 +21,8 @@ pub(crate) fn serve(service: &Serve, stack: &StackArguments) -> anyhow::Result<(
         Serve::WellKnown => well_known(file),
         Serve::Ldap => ldap(file),
         Serve::Alertmanager { check } => alertmanager(needed(file)?, *check),
+        Serve::SentryWebhook => sentry_webhook(file),
+        Serve::Webhook => webhook(file),
     }
 }
 
@@ -55,7 +57,7 @@ fn well_known(file: Option<&Path>) -> anyhow::Result<()> {
 fn ldap(file: Option<&Path>) -> anyhow::Result<()> {
     let file = file.unwrap_or(Path::new("ldap.yaml"));
     let read = || -> anyhow::Result<ldap_proxy::Settings> {
-        let settings: ldap_proxy::Settings = read(file)?;
+        let settings: ldap_proxy::Settings = self::read(file)?;
         settings.check().map_err(|error| anyhow!("{}: {error}", file.display()))?;
         Ok(settings)
     };
@@ -76,6 +78,42 @@ fn alertmanager(file: &Path, check: bool) -> anyhow::Result<()> {
 
 fn needed(file: Option<&Path>) -> anyhow::Result<&Path> {
     file.context("`--config FILE` is missing: name the service's configuration")
+}
+
+fn sentry_webhook(file: Option<&Path>) -> anyhow::Result<()> {
+    use hooks::sentry::{self, Config};
+    let read = || -> anyhow::Result<_> {
+        let Some(file) = file else { return Ok(Config::from_env(environment)?) };
+        let config: Config = self::read(file)?;
+        let settings = config.settings().with_context(|| file.display().to_string())?;
+        Ok((config, settings))
+    };
+    let (config, settings) = read()?;
+    runtime()?.block_on(async {
+        let reload = || read().map_err(|error| format!("{error:#}"));
+        sentry::run(config, settings, Signals::new()?, reload).await?;
+        Ok(())
+    })
+}
+
+fn webhook(file: Option<&Path>) -> anyhow::Result<()> {
+    use hooks::webhook::{self, Config};
+    let read = || -> anyhow::Result<_> {
+        let Some(file) = file else { return Ok(Config::from_env(environment)?) };
+        let config: Config = self::read(file)?;
+        let settings = config.settings().with_context(|| file.display().to_string())?;
+        Ok((config, settings))
+    };
+    let (config, settings) = read()?;
+    runtime()?.block_on(async {
+        let reload = || read().map_err(|error| format!("{error:#}"));
+        webhook::run(config, settings, Signals::new()?, reload).await?;
+        Ok(())
+    })
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// Paths, and what stands there.

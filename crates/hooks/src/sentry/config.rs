@@ -8,21 +8,37 @@ use serde::{Deserialize, Serialize};
 use super::format::About;
 use crate::auth::Key;
 use crate::webhook::{ConfigError, is_room};
+use crate::{Matrix, Queue, run};
 
-/// Whose requests are taken, and which rooms they reach.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Projects {
+/// The configuration of `matrix-stack serve sentry-webhook`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where Sentry reaches the service: an address and a port, or `unix:PATH`. A proxy of yours in front ends TLS.
+    #[serde(default = "listen")]
+    pub listen: String,
+    /// Where `/health`, `/ready` and `/metrics` are served. Default: nowhere.
+    #[schemars(example = &"127.0.0.1:9184")]
+    #[serde(default)]
+    pub metrics: Option<String>,
+    /// The account that sends.
+    pub matrix: Matrix,
+    /// Where messages wait.
+    pub queue: Queue,
     /// Files with client secrets of Sentry's integrations. Each of them is accepted, so that a new one can be added before the old one
     /// goes.
     pub client_secret_files: Vec<PathBuf>,
     /// Which rooms a message reaches: those of the first route that matches it.
+    #[serde(default)]
     pub routes: Vec<Route>,
     /// The rooms of what no route matches. Without them it is dropped.
+    #[serde(default)]
     pub default_rooms: Vec<String>,
     /// Tags of events that are shown, by their keys.
+    #[serde(default)]
     pub include_tags: Vec<String>,
     /// Sends notices, which clients do not notify about and bots do not answer to, rather than ordinary messages.
+    #[serde(default)]
     pub notice: bool,
 }
 
@@ -30,7 +46,7 @@ pub struct Projects {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
-    /// Projects by their slug or their number.
+    /// Config by their slug or their number.
     #[serde(default)]
     pub projects: Vec<String>,
     /// Levels: `fatal`, `error`, `warning`, `info`, `debug`. The alerts on metrics have `critical`, `warning` and `resolved` instead.
@@ -46,7 +62,7 @@ pub struct Route {
     pub rooms: Vec<String>,
 }
 
-/// [`Projects`] with their secrets, ready to be asked.
+/// [`Config`] with their secrets, ready to be asked.
 #[derive(Debug)]
 pub struct Settings {
     pub(super) secrets: Vec<Key>,
@@ -56,10 +72,14 @@ pub struct Settings {
     pub(super) notice: bool,
 }
 
-impl Projects {
-    /// What the environment variables of matrix-sentry-webhooks mean: `SENTRY_CLIENT_SECRET`, `SENTRY_INCLUDE_TAGS` and
-    /// `MATRIX_ROOMS`.
-    pub fn settings_from_env(var: impl Fn(&str) -> Option<String>) -> Result<Settings, ConfigError> {
+fn listen() -> String {
+    "127.0.0.1:3000".to_owned()
+}
+
+impl Config {
+    /// What the environment variables of matrix-sentry-webhooks mean: `APP_PORT`, `SENTRY_CLIENT_SECRET`, `SENTRY_INCLUDE_TAGS`,
+    /// `MATRIX_ROOMS`, `MATRIX_HOMESERVER_URL`, `MATRIX_TOKEN` and `MATRIX_USER`; and `STORE`, for the file of the messages that wait.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {
         let list = |name: &str, separator| -> Vec<String> {
             let text = var(name).unwrap_or_default();
             text.split(separator).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -88,7 +108,20 @@ impl Projects {
         }
         let include_tags = list("SENTRY_INCLUDE_TAGS", ',');
         let secrets = var("SENTRY_CLIENT_SECRET").as_deref().and_then(Key::new).into_iter().collect();
-        Settings::new(&Self { routes, include_tags, ..Self::default() }, secrets, "SENTRY_CLIENT_SECRET")
+        let port = var("APP_PORT").filter(|port| !port.is_empty()).unwrap_or_else(|| "3000".to_owned());
+        let config = Self {
+            listen: format!("0.0.0.0:{port}"),
+            metrics: None,
+            matrix: run::account_from_env(&var, "MATRIX_HOMESERVER_URL", "MATRIX_USER")?,
+            queue: run::queue_from_env(&var, "sentry-webhook"),
+            client_secret_files: Vec::new(),
+            routes,
+            default_rooms: Vec::new(),
+            include_tags,
+            notice: false,
+        };
+        let settings = Settings::new(&config, secrets, "SENTRY_CLIENT_SECRET")?;
+        Ok((config, settings))
     }
 
     /// Reads the secrets' files.
@@ -112,7 +145,7 @@ impl Projects {
 }
 
 impl Settings {
-    fn new(projects: &Projects, secrets: Vec<Key>, source: &str) -> Result<Self, ConfigError> {
+    fn new(projects: &Config, secrets: Vec<Key>, source: &str) -> Result<Self, ConfigError> {
         if secrets.is_empty() {
             return Err(ConfigError {
                 setting: source.to_owned(),

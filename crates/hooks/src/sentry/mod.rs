@@ -13,12 +13,14 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde_json::Value;
+use service::Signals;
 
-use crate::MAX_BODY;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox};
+use crate::run::{self, Addresses};
+use crate::{Courier, MAX_BODY, RunError};
 
-pub use config::{Projects, Route, Settings};
+pub use config::{Config, Route, Settings};
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -48,6 +50,28 @@ impl<O: Outbox> Sentry<O> {
     }
 }
 
+/// Runs the service until a signal ends it. `reload` reads its configuration again.
+pub async fn run(
+    config: Config,
+    settings: Settings,
+    signals: Signals,
+    mut reload: impl FnMut() -> Result<(Config, Settings), String>,
+) -> Result<(), RunError> {
+    let courier = Courier::start("sentry-webhook", &config.matrix, &config.queue)?;
+    let service = Sentry::new(settings, courier.store().clone());
+    let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
+    let reload = {
+        let (service, courier) = (service.clone(), courier.clone());
+        move || {
+            let (config, settings) = reload()?;
+            courier.reload(&config.matrix).map_err(|error| error.to_string())?;
+            service.reload(settings);
+            Ok(())
+        }
+    };
+    run::run("matrix_stack_sentry_webhook", addresses, service.router(), courier, signals, reload).await
+}
+
 async fn receive<O: Outbox>(
     State(service): State<Arc<Sentry<O>>>,
     uri: Uri,
@@ -75,7 +99,7 @@ async fn receive<O: Outbox>(
             deliveries.push(Delivery {
                 room: room.clone(),
                 message: Message { notice: settings.notice, ..message.clone() },
-                dedup: request.map(|id| format!("{id} {at} {room}")),
+                dedup: request.map(|id| format!("{id} {at}")),
             });
         }
     }

@@ -38,7 +38,10 @@ pub fn message(payload: &Value, names: &Names) -> Option<Message> {
     // Where there are blocks, the text is what notifications say instead.
     if html.is_empty() {
         let text = payload.text("/text");
-        if payload.text("/mrkdwn") == "false" {
+        let markdown = payload.text("/markdown_text");
+        if !markdown.is_empty() {
+            html.markdown(&markdown);
+        } else if payload.text("/mrkdwn") == "false" {
             html.text(&mrkdwn::emojis(&mrkdwn::decode(&text)));
         } else {
             render.mrkdwn(&mut html, &text);

@@ -11,29 +11,50 @@ use serde::{Deserialize, Serialize};
 use crate::auth::Key;
 use crate::formats::Format;
 use crate::slack::Names;
+use crate::{Matrix, Queue, run};
 
-/// Who may send what where.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Senders {
+/// The configuration of `matrix-stack serve webhook`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where senders reach the service: an address and a port, or `unix:PATH`. A proxy of yours in front ends TLS.
+    #[serde(default = "listen")]
+    pub listen: String,
+    /// Where `/health`, `/ready` and `/metrics` are served. Default: nowhere.
+    #[schemars(example = &"127.0.0.1:9185")]
+    #[serde(default)]
+    pub metrics: Option<String>,
+    /// The account that sends.
+    pub matrix: Matrix,
+    /// Where messages wait.
+    pub queue: Queue,
     /// A file with the key that opens every room: in the body (`key`), the query (`?key=`), the path, or a header
     /// (`Authorization: Bearer`, `X-Api-Key`, `X-Gitlab-Token`); or the secret that the body is signed with.
+    #[serde(default)]
     pub api_key_file: Option<PathBuf>,
     /// The room of messages that name none: its ID (`!…`) or an alias (`#…:…`).
+    #[serde(default)]
     pub default_room: Option<String>,
     /// Rooms by the names that senders use for them, such as Slack's channels: `alerts: "!…"` stands for `#alerts` too.
+    #[serde(default)]
     pub rooms: BTreeMap<String, String>,
     /// Matrix IDs of users by their IDs at Slack, for mentions.
+    #[serde(default)]
     pub users: BTreeMap<String, String>,
     /// Whether Slack's `<!here>`, `<!channel>` and `<!everyone>` notify the room. Nothing else does.
+    #[serde(default)]
     pub mention_room: bool,
     /// Whether the `username` that a Slack payload asks for stands before its text.
+    #[serde(default)]
     pub show_sender: bool,
     /// Sends notices, which clients do not notify about and bots do not answer to, rather than ordinary messages.
+    #[serde(default)]
     pub notice: bool,
     /// Requests that each key may make in a minute, in bursts of as many at most; 0 for any number.
+    #[serde(default)]
     pub requests_per_minute: u32,
-    /// Senders with keys of their own.
+    /// Config with keys of their own.
+    #[serde(default)]
     pub hooks: Vec<Hook>,
 }
 
@@ -74,7 +95,7 @@ pub struct ConfigError {
     pub mend: &'static str,
 }
 
-/// [`Senders`] with their keys, ready to be asked.
+/// [`Config`] with its keys, ready to be asked.
 #[derive(Debug)]
 pub struct Settings {
     pub(super) grants: Vec<Grant>,
@@ -95,15 +116,40 @@ pub(super) struct Grant {
     bucket: Option<Bucket>,
 }
 
-impl Senders {
-    /// The senders that matrix-webhook's environment variables mean: the one `API_KEY`.
-    pub fn settings_from_env(var: impl Fn(&str) -> Option<String>) -> Result<Settings, ConfigError> {
-        let key = var("API_KEY").as_deref().and_then(Key::new).ok_or_else(|| ConfigError {
+fn listen() -> String {
+    "127.0.0.1:4785".to_owned()
+}
+
+impl Config {
+    /// What matrix-webhook's environment variables mean: `HOST`, `PORT`, `MATRIX_URL`, `MATRIX_ID`, `MATRIX_TOKEN`, `PROXY` and the one
+    /// `API_KEY`; and `STORE`, for the file of the messages that wait.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
+        let key = set("API_KEY").as_deref().and_then(Key::new).ok_or_else(|| ConfigError {
             setting: "API_KEY".to_owned(),
             reason: "it is not set".to_owned(),
             mend: "set it to the key that senders show, or write a configuration file with `hooks`",
         })?;
-        Settings::new(&Self::default(), vec![key])
+        let host = set("HOST").unwrap_or_else(|| "0.0.0.0".to_owned());
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host };
+        let port = set("PORT").unwrap_or_else(|| "4785".to_owned());
+        let config = Self {
+            listen: format!("{host}:{port}"),
+            metrics: None,
+            matrix: run::account_from_env(&var, "MATRIX_URL", "MATRIX_ID")?,
+            queue: run::queue_from_env(&var, "webhook"),
+            api_key_file: None,
+            default_room: None,
+            rooms: BTreeMap::new(),
+            users: BTreeMap::new(),
+            mention_room: false,
+            show_sender: false,
+            notice: false,
+            requests_per_minute: 0,
+            hooks: Vec::new(),
+        };
+        let settings = Settings::new(&config, vec![key])?;
+        Ok((config, settings))
     }
 
     /// Reads the keys' files.
@@ -130,8 +176,8 @@ impl Senders {
 }
 
 impl Settings {
-    /// Senders with the keys of `api_key_file` (or from elsewhere, where there is none) and of each hook, in this order.
-    fn new(senders: &Senders, keys: Vec<Key>) -> Result<Self, ConfigError> {
+    /// Config with the keys of `api_key_file` (or from elsewhere, where there is none) and of each hook, in this order.
+    fn new(senders: &Config, keys: Vec<Key>) -> Result<Self, ConfigError> {
         let error =
             |setting: String, reason: &str, mend| ConfigError { setting, reason: reason.to_owned(), mend };
         if keys.is_empty() {

@@ -15,16 +15,18 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
 use serde_json::{Value, json};
+use service::Signals;
 
 use crate::formats::{self, Events, Format, Formatted};
 use crate::json::Look as _;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox, Refused};
-use crate::{MAX_BODY, slack};
+use crate::run::{self, Addresses};
+use crate::{Courier, MAX_BODY, RunError, slack};
 use body::Body;
 
 pub(crate) use config::is_room;
-pub use config::{ConfigError, Hook, Senders, Settings};
+pub use config::{Config, ConfigError, Hook, Settings};
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -74,6 +76,28 @@ impl<O: Outbox> Webhook<O> {
     }
 }
 
+/// Runs the service until a signal ends it. `reload` reads its configuration again.
+pub async fn run(
+    config: Config,
+    settings: Settings,
+    signals: Signals,
+    mut reload: impl FnMut() -> Result<(Config, Settings), String>,
+) -> Result<(), RunError> {
+    let courier = Courier::start("webhook", &config.matrix, &config.queue)?;
+    let service = Webhook::new(settings, courier.store().clone());
+    let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
+    let reload = {
+        let (service, courier) = (service.clone(), courier.clone());
+        move || {
+            let (config, settings) = reload()?;
+            courier.reload(&config.matrix).map_err(|error| error.to_string())?;
+            service.reload(settings);
+            Ok(())
+        }
+    };
+    run::run("matrix_stack_webhook", addresses, service.router(), courier, signals, reload).await
+}
+
 /// What a request says beside its body.
 struct Asked<'a> {
     query: Vec<(String, String)>,
@@ -117,12 +141,12 @@ impl<'a> Asked<'a> {
     }
 
     /// What tells this request from another, where its sender says so.
-    fn dedup(&self, room: &str) -> Option<String> {
+    fn dedup(&self) -> Option<String> {
         ["idempotency-key", "x-github-delivery", "x-gitea-delivery"]
             .iter()
             .map(|name| (name, self.header(name)))
             .find(|(_, id)| !id.is_empty() && id.len() <= 255)
-            .map(|(name, id)| format!("{name} {id} {room}"))
+            .map(|(name, id)| format!("{name} {id}"))
     }
 }
 
@@ -168,11 +192,12 @@ async fn services<O: Outbox>(
         .or_else(|| settings.default_room.clone());
     let Some(room) = room else { return plain(StatusCode::NOT_FOUND, "channel_not_found") };
     let message = threaded(Message { notice: grant.notice, ..message }, &payload);
-    let dedup = asked.dedup(&room);
+    let dedup = asked.dedup();
     tracing::debug!(sender = grant.name, room, "a message of Slack's kind");
     match service.accept(room, message, dedup).await {
         Ok(()) => plain(StatusCode::OK, "ok"),
-        Err(Refused::Full) => slow_down(30, plain(StatusCode::TOO_MANY_REQUESTS, "rate_limited")),
+        // Unlike 429, senders try again after this.
+        Err(Refused::Full) => slow_down(30, plain(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable")),
         Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "rollup_error"),
     }
 }
@@ -203,7 +228,11 @@ async fn api<O: Outbox>(
             let answer = json!({ "ok": false, "error": "ratelimited" });
             slow_down(seconds, json_response(StatusCode::TOO_MANY_REQUESTS, &answer))
         }
-        Err(Failed::Store) => {
+        Err(Failed::Refused(Refused::Full)) => {
+            let answer = json!({ "ok": false, "error": "service_unavailable" });
+            slow_down(30, json_response(StatusCode::SERVICE_UNAVAILABLE, &answer))
+        }
+        Err(Failed::Refused(_)) => {
             let answer = json!({ "ok": false, "error": "internal_error" });
             json_response(StatusCode::INTERNAL_SERVER_ERROR, &answer)
         }
@@ -216,16 +245,13 @@ enum Failed {
     Word(&'static str),
     /// Too often: the seconds to wait.
     Wait(u64),
-    /// The store failed.
-    Store,
+    /// The message was not taken.
+    Refused(Refused),
 }
 
 impl From<Refused> for Failed {
     fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Full => Self::Wait(30),
-            Refused::Store(_) => Self::Store,
-        }
+        Self::Refused(refused)
     }
 }
 
@@ -294,17 +320,18 @@ async fn call<O: Outbox>(
     }
     let message = slack::message(&payload, &grant.names).ok_or(Failed::Word("no_text"))?;
     let mut message = Message { notice: grant.notice, ..message };
-    let ts = if method == "chat.update" {
-        message.edits = Some(earlier.clone());
-        earlier
-    } else {
+    let ts = if earlier.is_empty() {
         message.thread = Some(argument("thread_ts")).filter(|thread| !thread.is_empty());
         let ts = service.timestamp();
         message.key = Some(ts.clone());
         ts
+    } else {
+        // `chat.update`, or Alertmanager, which posts again with the `ts` that it was answered with.
+        message.edits = Some(earlier.clone());
+        earlier
     };
     let text = argument("text");
-    service.accept(room.clone(), message, asked.dedup(&room)).await?;
+    service.accept(room.clone(), message, asked.dedup()).await?;
     tracing::debug!(sender = grant.name, room, method, "a call of Slack's kind");
     Ok(json!({
         "ok": true, "channel": room, "ts": ts, "text": text,
@@ -406,8 +433,7 @@ async fn take<O: Outbox>(
     }
     let Formatted::Message(message) = formatted else { return (StatusCode::OK, "OK".to_owned()) };
     tracing::debug!(sender = grant.name, room, "a webhook");
-    match service.accept(room.clone(), Message { notice: grant.notice, ..*message }, asked.dedup(room)).await
-    {
+    match service.accept(room.clone(), Message { notice: grant.notice, ..*message }, asked.dedup()).await {
         Ok(()) => (StatusCode::OK, "OK".to_owned()),
         Err(error @ Refused::Full) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "The message cannot be kept".to_owned()),

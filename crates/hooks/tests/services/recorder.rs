@@ -25,8 +25,8 @@ impl Outbox for Recorder {
         let accepted = deliveries
             .into_iter()
             .map(|delivery| {
-                let duplicate =
-                    delivery.dedup.is_some() && taken.iter().any(|known| known.dedup == delivery.dedup);
+                let same = |known: &Delivery| known.room == delivery.room && known.dedup == delivery.dedup;
+                let duplicate = delivery.dedup.is_some() && taken.iter().any(same);
                 if !duplicate {
                     taken.push(delivery);
                 }

@@ -8,19 +8,21 @@ use std::time::{Duration, Instant};
 
 use crate::recorder::{Recorder, secret};
 use hooks::Delivery;
-use hooks::webhook::{Senders, Webhook};
+use hooks::webhook::{Config, Webhook};
 use service::{Listener, bind, serve};
 
 /// The service on a port of its own, with an outbox that keeps what it was given.
 async fn start(dir: &Path) -> (SocketAddr, Recorder) {
     let yaml = format!(
-        "api_key_file: {}\n\
+        "matrix: {{homeserver_url: 'http://127.0.0.1:1', access_token: t}}\n\
+         queue: {{store: /nowhere}}\n\
+         api_key_file: {}\n\
          rooms:\n  alerts: '!alerts:example.org'\n\
          hooks:\n- name: ci\n  key_file: {}\n  room: '!ci:example.org'\n",
         secret(dir, "api", "api-key").display(),
         secret(dir, "ci", "ci-key").display(),
     );
-    let senders: Senders = config::document("webhook.yaml", &yaml).expect("it is one");
+    let senders: Config = config::document("webhook.yaml", &yaml).expect("it is one");
     let outbox = Recorder::default();
     let webhook = Webhook::new(senders.settings().expect("they are fine"), outbox.clone());
     let address = "127.0.0.1:0".parse().expect("it is an address");

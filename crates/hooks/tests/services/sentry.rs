@@ -5,15 +5,17 @@ use std::path::Path;
 use crate::recorder::{Recorder, ask, secret, sign};
 use axum::Router;
 use hooks::Refused;
-use hooks::sentry::{Projects, Sentry};
+use hooks::sentry::{Config, Sentry};
 
 const CREATED: &str = include_str!("../fixtures/sentry/issue-created.json");
 const ALERT: &str = include_str!("../fixtures/sentry/event_alert-triggered.json");
 const LEGACY: &str = include_str!("../fixtures/sentry/legacy-event.json");
 
-fn projects(dir: &Path) -> Projects {
+fn projects(dir: &Path) -> Config {
     let yaml = format!(
-        "client_secret_files: ['{}', '{}']\n\
+        "matrix: {{homeserver_url: 'http://127.0.0.1:1', access_token: t}}\n\
+         queue: {{store: /nowhere}}\n\
+         client_secret_files: ['{}', '{}']\n\
          routes:\n\
          - projects: [front-end]\n  environments: [production]\n  levels: [error, fatal]\n  rooms: ['!production:example.org', '!all:example.org']\n\
          - projects: ['1']\n  rooms: ['!front:example.org']\n\
@@ -107,11 +109,15 @@ async fn the_peers_environment_is_understood() {
             "SENTRY_CLIENT_SECRET" => "s3cret".to_owned(),
             "SENTRY_INCLUDE_TAGS" => "browser.name, level".to_owned(),
             "MATRIX_ROOMS" => "front-end/!front:example.org|back-end/#back:example.org".to_owned(),
+            "MATRIX_HOMESERVER_URL" => "http://127.0.0.1:1".to_owned(),
+            "MATRIX_TOKEN" => "t".to_owned(),
             _ => return None,
         })
     };
     let outbox = Recorder::default();
-    let app = Sentry::new(Projects::settings_from_env(environment).unwrap(), outbox.clone()).router();
+    let (config, settings) = Config::from_env(environment).unwrap();
+    assert_eq!(config.listen, "0.0.0.0:3000");
+    let app = Sentry::new(settings, outbox.clone()).router();
     assert_eq!(ask(&app, "/receive?secret=s3cret", &[], LEGACY).await, (200, "{}".to_owned()));
     let delivery = outbox.one();
     assert_eq!((delivery.room.as_str(), delivery.message.notice), ("!front:example.org", false));
@@ -125,10 +131,10 @@ async fn the_peers_environment_is_understood() {
     for broken in ["", "front-end", "front-end/room"] {
         let environment =
             |name: &str| if name == "MATRIX_ROOMS" { Some(broken.to_owned()) } else { environment(name) };
-        assert!(Projects::settings_from_env(environment).is_err(), "{broken}");
+        assert!(Config::from_env(environment).is_err(), "{broken}");
     }
     let no_secret = |name: &str| environment(name).filter(|_| name != "SENTRY_CLIENT_SECRET");
-    let error = Projects::settings_from_env(no_secret).unwrap_err();
+    let error = Config::from_env(no_secret).unwrap_err();
     assert!(error.to_string().starts_with("`SENTRY_CLIENT_SECRET`: there is no secret"), "{error}");
 }
 

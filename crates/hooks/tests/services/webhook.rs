@@ -5,11 +5,15 @@ use std::sync::Arc;
 use crate::recorder::{Recorder, ask, secret, sign};
 use axum::Router;
 use hooks::Refused;
-use hooks::webhook::{Senders, Webhook};
+use hooks::webhook::{Config, Webhook};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+
+const OUTBOX: &str =
+    "matrix: {homeserver_url: 'http://127.0.0.1:1', access_token: t}\nqueue: {store: /nowhere}\n";
 
 struct Service {
     app: Router,
@@ -25,9 +29,11 @@ fn service() -> Service {
     Service { app: webhook.router(), outbox, webhook, dir }
 }
 
-fn senders(dir: &std::path::Path) -> Senders {
+fn senders(dir: &std::path::Path) -> Config {
     let yaml = format!(
-        "api_key_file: {}\n\
+        "matrix: {{homeserver_url: 'http://127.0.0.1:1', access_token: t}}\n\
+         queue: {{store: /nowhere}}\n\
+         api_key_file: {}\n\
          rooms:\n  alerts: '!alerts:example.org'\n\
          users:\n  U024BE7LH: '@bob:example.org'\n\
          hooks:\n\
@@ -88,7 +94,7 @@ async fn incoming_webhooks_are_answered_as_slack_answers() {
     assert_eq!(ask(&app, "/services/T0/B0/ci-key", &[JSON], large).await.0, 413);
     *outbox.refuses.lock().unwrap() = Some(Refused::Full);
     let answer = ask(&app, "/services/T0/B0/ci-key", &[JSON], body("x")).await;
-    assert_eq!(answer, (429, "rate_limited".to_owned()));
+    assert_eq!(answer, (503, "service_unavailable".to_owned()));
     *outbox.refuses.lock().unwrap() = Some(Refused::Store("disk".to_owned()));
     let answer = ask(&app, "/services/T0/B0/ci-key", &[JSON], body("x")).await;
     assert_eq!(answer, (500, "rollup_error".to_owned()));
@@ -135,6 +141,10 @@ async fn the_web_api_posts_edits_and_answers_in_threads() {
     assert_eq!((&updated["ok"], &updated["ts"]), (&json!(true), &json!(ts)));
     let message = outbox.one().message;
     assert_eq!((message.edits.as_deref(), message.plain.as_str(), message.key), (Some(ts), "edited", None));
+    // As Alertmanager edits.
+    let again = json!({"channel": channel, "ts": ts, "attachments": [{"text": "resolved"}]}).to_string();
+    assert_eq!(call(&app, "chat.postMessage", &[JSON, bearer], again).await["ts"], ts);
+    assert_eq!(outbox.one().message.edits.as_deref(), Some(ts));
     let delete = json!({"channel": channel, "ts": ts}).to_string();
     assert_eq!(call(&app, "chat.delete", &[JSON, bearer], delete).await["ok"], true);
     assert_eq!(outbox.one().message.edits.as_deref(), Some(ts));
@@ -159,7 +169,7 @@ async fn the_web_api_posts_edits_and_answers_in_threads() {
     *outbox.refuses.lock().unwrap() = Some(Refused::Full);
     let answer =
         ask(&app, "/api/chat.postMessage", &[JSON, bearer], r#"{"channel":"alerts","text":"x"}"#).await;
-    assert_eq!(answer, (429, r#"{"ok":false,"error":"ratelimited"}"#.to_owned()));
+    assert_eq!(answer, (503, r#"{"ok":false,"error":"service_unavailable"}"#.to_owned()));
 }
 
 #[tokio::test]
@@ -273,6 +283,31 @@ async fn settings_change_while_it_runs() {
     assert_eq!(outbox.take().len(), 2);
 }
 
+#[tokio::test]
+async fn requests_are_counted_by_their_route() {
+    let Service { app, .. } = service();
+    let (requests, mut registry) =
+        (hooks::Requests::default(), Registry::with_prefix("matrix_stack_webhook"));
+    requests.register(&mut registry);
+    let app = requests.count(app);
+    for path in
+        ["/services/T0/B0/ci-key", "/services/T0/B0/wrong", "/api/auth.test", "/webhook/ci-key", "/a/b"]
+    {
+        ask(&app, path, &[JSON], body("x")).await;
+    }
+    let mut shown = String::new();
+    prometheus_client::encoding::text::encode(&mut shown, &registry).unwrap();
+    for line in [
+        r#"matrix_stack_webhook_requests_total{path="/services/{*path}",status="200"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="/services/{*path}",status="404"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="/api/{method}",status="200"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="*",status="200"} 1"#,
+        r#"matrix_stack_webhook_requests_total{path="*",status="400"} 1"#,
+    ] {
+        assert!(shown.contains(line), "{line} in {shown}");
+    }
+}
+
 #[test]
 fn what_cannot_work_is_refused_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
@@ -291,10 +326,17 @@ fn what_cannot_work_is_refused_with_its_place() {
         ),
         (format!("api_key_file: {}\nrooms: {{a: b}}\n", key.display()), "`rooms.a`: "),
     ] {
-        let senders: Senders = config::document("webhook.yaml", &yaml).unwrap();
+        let senders: Config = config::document("webhook.yaml", &format!("{OUTBOX}{yaml}")).unwrap();
         let error = senders.settings().unwrap_err().to_string();
         assert!(error.starts_with(setting), "{error}");
     }
-    assert!(Senders::settings_from_env(|_| None).is_err());
-    assert!(Senders::settings_from_env(|name| (name == "API_KEY").then(|| "k".to_owned())).is_ok());
+    assert!(Config::from_env(|_| None).is_err());
+    let environment = |name: &str| match name {
+        "API_KEY" => Some("k".to_owned()),
+        "HOST" => Some("::1".to_owned()),
+        "MATRIX_URL" => Some("http://127.0.0.1:1".to_owned()),
+        "MATRIX_TOKEN" => Some("t".to_owned()),
+        _ => None,
+    };
+    assert_eq!(Config::from_env(environment).unwrap().0.listen, "[::1]:4785");
 }
