@@ -89,10 +89,43 @@ pub(crate) enum Command {
     /// Where requests go, and why
     #[command(subcommand)]
     Routes(Routes),
+    /// Draw the stack: who asks whom, or every process
+    Diagram(Diagram),
     /// Package Helm charts as a repository to publish
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `diagram`.
+#[derive(Debug, Args)]
+pub(crate) struct Diagram {
+    /// What to write: a picture, or text that another program draws
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: DiagramFormat,
+    /// What to show: who asks whom, or every process of Synapse
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) view: DiagramView,
+    /// The file to write to [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// A format of pictures.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DiagramFormat {
+    #[default]
+    Svg,
+    Mermaid,
+    Dot,
+}
+
+/// What a picture shows.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DiagramView {
+    #[default]
+    Overview,
+    Workers,
 }
 
 /// `package-charts`.

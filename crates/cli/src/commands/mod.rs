@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod charts;
+mod diagram;
 mod files;
 mod init;
 mod plan;
@@ -47,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Configure(configure) => files::configure(&Place::find(stack)?, configure)?,
         Command::GenerateSecrets(generate) => secrets::generate(generate)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
+        Command::Diagram(arguments) => diagram::diagram(arguments, stack)?,
         Command::PackageCharts(arguments) => charts::package(arguments)?,
         Command::Schema => {
             print_json(&config::schema())?;
