@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use model::{Address, Preset};
+use model::{Address, ListenAddress, Preset};
 
 use crate::top::Sort;
 
@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Reload,
     /// Stop the running stack
     Down,
+    /// Serve the admin console of the running stack, for a browser
+    Console(Console),
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
     /// Bring the pods of a release on Kubernetes to its stack, in the planner's order
@@ -95,6 +97,18 @@ pub(crate) enum Command {
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
     Schema,
+}
+
+/// `console`.
+#[derive(Debug, Args)]
+pub(crate) struct Console {
+    /// Where browsers reach it, an address and a port or `unix:PATH`. It speaks no TLS: beyond this machine, put a proxy that
+    /// does in front of it
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
+    pub(crate) listen: ListenAddress,
+    /// The file of the audit log [default: `console-audit.jsonl` in the data directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
 }
 
 /// `diagram`.

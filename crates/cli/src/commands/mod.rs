@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod charts;
+mod console;
 mod diagram;
 mod files;
 mod init;
@@ -39,6 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
+        Command::Console(arguments) => console::console(arguments, stack)?,
         Command::Router(router) => return router::router(router, stack),
         Command::Rollout(rollout) => return rollout::rollout(rollout),
         Command::User(user) => running::user(&Place::find(stack)?, user)?,
