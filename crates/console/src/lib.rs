@@ -17,6 +17,7 @@ mod value;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -77,6 +78,9 @@ impl std::fmt::Debug for Console {
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
+/// How often sessions are looked through.
+const TENDED: Duration = Duration::from_secs(60);
+
 /// The largest form.
 const FORM: usize = 64 << 10;
 
@@ -99,6 +103,16 @@ impl Console {
 
     fn plan(&self) -> Arc<Plan> {
         self.plan.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends sessions as their time is over, and gives their tokens back to Synapse, for as long as it is awaited.
+    pub async fn tend(&self) -> ! {
+        loop {
+            tokio::time::sleep(TENDED).await;
+            for session in self.sessions.end_old() {
+                access::forget(self, &session).await;
+            }
+        }
     }
 
     /// Gives the tokens of all sessions back to Synapse.

@@ -85,7 +85,7 @@ impl Sessions {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a session: the cookie's value, and the sessions that are over because of age or number.
+    /// Begins a session: the cookie's value, and the sessions that had to give way.
     pub(crate) fn begin(
         &self,
         user: String,
@@ -102,7 +102,7 @@ impl Sessions {
             state: Mutex::new(State { used: now, checked: now, notice: None }),
         };
         let mut open = self.open();
-        let mut over: Vec<_> = open.extract_if(|_, session| session.is_over()).map(|(_, old)| old).collect();
+        let mut over = Vec::new();
         while open.len() >= SESSIONS {
             let oldest = open.iter().min_by_key(|(_, session)| session.state().used).map(|(key, _)| *key);
             over.extend(oldest.and_then(|key| open.remove(&key)));
@@ -126,6 +126,11 @@ impl Sessions {
     /// Ends a session.
     pub(crate) fn end(&self, session: &Arc<Session>) {
         self.open().retain(|_, other| !Arc::ptr_eq(other, session));
+    }
+
+    /// Ends those whose time is over; these.
+    pub(crate) fn end_old(&self) -> Vec<Arc<Session>> {
+        self.open().extract_if(|_, session| session.is_over()).map(|(_, old)| old).collect()
     }
 
     /// Ends all; those that there were.
@@ -180,6 +185,7 @@ mod tests {
             assert!(sessions.begin("@a:x".to_owned(), token()).unwrap().1.is_empty());
         }
         assert_eq!(sessions.begin("@b:x".to_owned(), token()).unwrap().1.len(), 1);
+        assert!(sessions.end_old().is_empty());
         assert_eq!(sessions.end_all().len(), SESSIONS);
     }
 

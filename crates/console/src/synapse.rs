@@ -57,9 +57,36 @@ pub(crate) async fn ask(
     }
 }
 
-/// Where a request goes: to the first process of the role that the routing table gives it, main where it gives none.
+/// Where a question goes: to main, which hears first of what it changed itself, unless only media processes answer it.
 fn address<'a>(matcher: &Matcher, topology: &'a Topology, method: &str, path: &str) -> Option<&'a Address> {
     let explanation = matcher.explain(method, path);
-    let first = explanation.instances.first().and_then(|name| topology.instance(name));
+    let media = explanation.role.filter(|role| role.needs_media_process());
+    let first = media.and_then(|_| explanation.instances.first()).and_then(|name| topology.instance(name));
     first.unwrap_or_else(|| topology.main()).client.as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Preset, Stack};
+
+    use super::*;
+
+    #[test]
+    fn main_is_asked_unless_it_serves_no_media() {
+        let stack = Stack::new("x".to_owned().try_into().unwrap());
+        for (preset, media) in [(Preset::Small, "main"), (Preset::Medium, "media_1")] {
+            let topology = model::plan(&stack, std::path::Path::new("/run/x"), preset).unwrap();
+            let options = routes::Options { admin_open: true, features: routes::Features::default() };
+            let newest = routes::Table::all().last().unwrap();
+            let matcher = Matcher::compile(newest, &topology, &options).unwrap();
+            for (path, name) in [
+                ("/_synapse/admin/v3/users", "main"),
+                ("/_synapse/admin/v2/users/%40a%3Ax", "main"),
+                ("/_synapse/admin/v1/users/%40a%3Ax/media", media),
+            ] {
+                let expected = topology.instance(name).unwrap().client.as_ref();
+                assert_eq!(address(&matcher, &topology, "GET", path), expected, "{path} in {preset}");
+            }
+        }
+    }
 }

@@ -46,7 +46,10 @@ pub(crate) fn console(arguments: &Console, stack: &StackArguments) -> anyhow::Re
             console.replan(new);
             Ok(())
         };
-        service::run(http, console.clone(), signals, reload).await;
+        tokio::select! {
+            () = service::run(http, console.clone(), signals, reload) => {}
+            never = console.tend() => never,
+        }
         console.end().await;
         Ok(())
     })
