@@ -271,13 +271,19 @@ try {
     ["background-updates", "Background updates"],
     ["tasks", "Scheduled tasks"],
     ["media-statistics", "Media by user"],
-    ["room-statistics", "Largest rooms"],
   ]) {
     await go(`/${list}`);
     assert.equal(await heading(), title);
     assert.equal(await page.locator(".trouble").count(), 0, await main());
     await look(list);
   }
+
+  // Synapse fails here on a server that is as new as this; the page says why.
+  refused++;
+  await go("/room-statistics");
+  if ((await heading()) === "Largest rooms") refused--;
+  assert.match(await main(), /from the statistics of PostgreSQL/);
+  await look("room-statistics");
 
   // What was done is written down, without passwords.
   await go("/audit");

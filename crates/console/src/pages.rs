@@ -64,6 +64,8 @@ pub(crate) struct List {
     pub(crate) title: &'static str,
     /// What one of it is called.
     pub(crate) one: &'static str,
+    /// What is to be known before reading it; empty for nothing.
+    pub(crate) note: &'static str,
     pub(crate) table: Table,
     /// What can be done without choosing one.
     pub(crate) actions: &'static [&'static str],
@@ -179,6 +181,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "users",
         title: "Users",
         one: "user",
+        note: "",
         table: Table {
             // Those that are locked are left out unless they are asked for.
             api: "/_synapse/admin/v3/users?guests=false&locked=true",
@@ -350,6 +353,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "rooms",
         title: "Rooms",
         one: "room",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/rooms",
             items: "rooms",
@@ -475,6 +479,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "event-reports",
         title: "Event reports",
         one: "event report",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/event_reports",
             items: "event_reports",
@@ -512,6 +517,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "user-reports",
         title: "User reports",
         one: "user report",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/user_reports",
             items: "user_reports",
@@ -534,6 +540,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "registration-tokens",
         title: "Registration tokens",
         one: "registration token",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/registration_tokens",
             items: "registration_tokens",
@@ -556,6 +563,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "destinations",
         title: "Federation",
         one: "destination",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/federation/destinations",
             items: "destinations",
@@ -602,6 +610,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "background-updates",
         title: "Background updates",
         one: "background update",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/background_updates/status",
             items: "current_updates.*",
@@ -623,6 +632,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "tasks",
         title: "Scheduled tasks",
         one: "task",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/scheduled_tasks",
             items: "scheduled_tasks",
@@ -661,6 +671,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "media-statistics",
         title: "Media by user",
         one: "user",
+        note: "",
         table: Table {
             api: "/_synapse/admin/v1/statistics/users/media",
             items: "users",
@@ -682,6 +693,7 @@ pub(crate) static LISTS: &[List] = &[
         path: "room-statistics",
         title: "Largest rooms",
         one: "room",
+        note: "Synapse reckons this from the statistics of PostgreSQL, and fails while these know too little: on a server that is new or empty.",
         table: Table {
             api: "/_synapse/admin/v1/statistics/database/rooms",
             items: "rooms",

@@ -211,12 +211,17 @@ pub(crate) async fn list(
 ) -> Response {
     let Some(list) = pages::list(&list) else { return not_found(&session, "page of this name") };
     let path = list.table.path(list.table.api, &asked);
+    let here = format!("/{}", list.path);
     let answer = match console.ask(&session, Method::GET, &path, None).await {
         Ok(answer) => answer,
+        Err(Failure::Refused { status, message }) if !list.note.is_empty() => {
+            let message = format!("{message}. {}", list.note);
+            return failed(&console, &session, Failure::Refused { status, message }).await;
+        }
         Err(failure) => return failed(&console, &session, failure).await,
     };
-    let here = format!("/{}", list.path);
     let body = html! {
+        @if !list.note.is_empty() { p { (list.note) } }
         (buttons(list.actions, About::default()))
         (list.table.show(&here, list.title, &asked, &answer, About::default()))
     };

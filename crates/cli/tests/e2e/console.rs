@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio_postgres::NoTls;
 
 use crate::scenarios::{javascript, node};
 use crate::stack::{Stack, client_file, password};
@@ -19,27 +18,12 @@ const SCENARIO: Duration = Duration::from_secs(300);
 /// What Debian's package, and others, call the browser.
 const BROWSERS: [&str; 3] = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 
-/// Has PostgreSQL look through its tables, as it does by itself some time: until then Synapse cannot tell which rooms are large.
-fn analyze(stack: &Stack) {
-    let sockets = model::Layout::new(stack.data()).postgres_socket_dir();
-    let analyzing = async {
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(sockets).user("postgres").dbname("synapse");
-        let (client, connection) = config.connect(NoTls).await.expect("the superuser gets in");
-        tokio::spawn(connection);
-        client.batch_execute("ANALYZE").await.expect("it is done");
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(analyzing);
-}
-
 /// A browser uses each page of the console of a stack, in which both people have an account, and the first is an administrator.
 pub(crate) fn a_browser_uses_each_page(stack: &Stack, admin: &str, other: &str) {
     let Some(browser) = BROWSERS.iter().find(|browser| Path::new(browser).exists()) else {
         println!("    skipped: there is no browser (`apt install chromium`)");
         return;
     };
-    analyze(stack);
     let port = free_port();
     let listen = format!("127.0.0.1:{port}");
     let log = fs::File::create(stack.log("console")).expect("own directory");
