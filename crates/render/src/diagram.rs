@@ -412,7 +412,9 @@ impl Diagram {
 
     fn draw(&self, style: &str, links: Option<&str>) -> String {
         let height_of = |node: &Node| {
-            let rows = 1 + node.wrapped().count() + node.rows(links.is_some()).len();
+            let live = links.is_some();
+            let processes = node.rows(live).iter().map(|process| if live { lines_of(process) } else { 1 });
+            let rows = 1 + node.wrapped().count() + processes.sum::<usize>();
             rows * LINE + 14
         };
         let mut columns = vec![MARGIN; self.lanes.iter().map(|lane| lane.column + 1).max().unwrap_or(1)];
@@ -545,17 +547,26 @@ impl Node {
             let text = format!("<text x=\"{}\" y=\"{row}\">{name}</text>", x + 25);
             let _ = match links {
                 None => writeln!(out, "<g class=\"process\">{dot}{text}</g>"),
-                Some(base) => writeln!(
-                    out,
-                    "<a class=\"process\" href=\"{}{name}\" data-process=\"{name}\">{dot}{text}<text class=\"figure\" \
+                Some(base) => {
+                    // Beside a long name is no room for figures.
+                    row += (lines_of(process) - 1) * LINE;
+                    writeln!(
+                        out,
+                        "<a class=\"process\" href=\"{}{name}\" data-process=\"{name}\">{dot}{text}<text class=\"figure\" \
                      x=\"{}\" y=\"{row}\" text-anchor=\"end\"></text></a>",
-                    escape(base),
-                    x + WIDTH - 8
-                ),
+                        escape(base),
+                        x + WIDTH - 8
+                    )
+                }
             };
         }
         out.push_str("</g>\n");
     }
+}
+
+/// How many lines a process takes where it has figures.
+fn lines_of(process: &str) -> usize {
+    if process.chars().count() > 13 { 2 } else { 1 }
 }
 
 /// Text for XML, in an element or an attribute.
