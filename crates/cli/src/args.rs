@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use model::{Address, Preset, Sources};
+use model::{Address, ListenAddress, Preset, Sources};
 
 use crate::top::Sort;
 
@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Reload,
     /// Stop the running stack
     Down,
+    /// Serve the admin console of the running stack, for a browser
+    Console(Console),
     /// Run the router alone, in front of processes that run elsewhere
     Router(Router),
     /// Look at a homeserver from outside, as other servers and as clients do, and say what to mend
@@ -100,6 +102,8 @@ pub(crate) enum Command {
     Routes(Routes),
     /// Store the state of rooms in fewer rows of Synapse's database, while Synapse runs
     CompressState(CompressState),
+    /// Draw the stack: who asks whom, or every process
+    Diagram(Diagram),
     /// Package Helm charts as a repository to publish
     PackageCharts(PackageCharts),
     /// Print the JSON Schema of stack.yaml
@@ -273,6 +277,49 @@ pub(crate) struct HooksStore {
     /// The file that the service's `queue.store` names
     #[arg(long, value_name = "FILE")]
     pub(crate) store: PathBuf,
+}
+
+/// `console`.
+#[derive(Debug, Args)]
+pub(crate) struct Console {
+    /// Where browsers reach it, an address and a port or `unix:PATH`. It speaks no TLS: beyond this machine, put a proxy that
+    /// does in front of it
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
+    pub(crate) listen: ListenAddress,
+    /// The file of the audit log [default: `console-audit.jsonl` in the data directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
+}
+
+/// `diagram`.
+#[derive(Debug, Args)]
+pub(crate) struct Diagram {
+    /// What to write: a picture, or text that another program draws
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: DiagramFormat,
+    /// What to show: who asks whom, or every process of Synapse
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) view: DiagramView,
+    /// The file to write to [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// A format of pictures.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DiagramFormat {
+    #[default]
+    Svg,
+    Mermaid,
+    Dot,
+}
+
+/// What a picture shows.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DiagramView {
+    #[default]
+    Overview,
+    Workers,
 }
 
 /// `package-charts`.

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let arguments = args::Arguments::parse();
     log::start(match &arguments.command {
         args::Command::Up(up) => up.detached,
+        args::Command::Console(_) => true,
         args::Command::Rollout(rollout) => !rollout.dry_run,
         args::Command::Serve(service) => !matches!(service, args::Serve::Alertmanager { check: true }),
         _ => false,

@@ -130,7 +130,7 @@ fn write(path: &Path, file: File, messages: &Receiver<Message>) {
 }
 
 /// The time of day as RFC 3339 has it, in UTC, to the millisecond.
-pub(crate) fn timestamp(now: SystemTime) -> String {
+pub fn timestamp(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     // Days since 1970-01-01 to a civil date, counting years from March so that the leap day comes last, in cycles of

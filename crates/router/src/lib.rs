@@ -55,7 +55,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-pub use access::AccessLog;
+pub use access::{AccessLog, timestamp};
 pub use engine::Transport;
 pub use failure::{Blame, Failure};
 pub use front::Listener;

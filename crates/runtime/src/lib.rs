@@ -29,7 +29,7 @@ pub mod valkey;
 
 pub use alone::{install, run};
 pub use listen::Given;
-pub use probe::wait_until_healthy;
+pub use probe::{json as ask, wait_until_healthy};
 pub use route::{ProbeError, RouteOptions, Watch, probe_router, route};
 pub use state::{StateError, write_file};
 pub use up::{Admin, ReadAgain, Running, Started, UpError, UpOptions, detach, up};

@@ -57,26 +57,29 @@ pub async fn wait_until_healthy(address: &Address, limit: Duration) -> Result<()
     }
 }
 
-/// One request with a JSON body, or none, and its answer: the status and the body, or null where it is not JSON.
-pub(crate) async fn json(
+/// One request with a JSON body, or none, as whose token it is, and its answer: the status and the body, or null where it is
+/// not JSON.
+pub async fn json(
     address: &Address,
+    token: Option<&str>,
     method: Method,
     path: &str,
     body: Option<&serde_json::Value>,
     limit: Duration,
 ) -> io::Result<(u16, serde_json::Value)> {
     let body = body.map(serde_json::Value::to_string).unwrap_or_default();
-    let (status, bytes) = ask(address, method, path, body, limit).await?;
+    let (status, bytes) = ask(address, token, method, path, body, limit).await?;
     Ok((status, serde_json::from_slice(&bytes).unwrap_or(serde_json::Value::Null)))
 }
 
 /// One GET request and its answer: the status and the body.
 pub(crate) async fn get(address: &Address, path: &str, limit: Duration) -> io::Result<(u16, Bytes)> {
-    ask(address, Method::GET, path, String::new(), limit).await
+    ask(address, None, Method::GET, path, String::new(), limit).await
 }
 
 async fn ask(
     address: &Address,
+    token: Option<&str>,
     method: Method,
     path: &str,
     body: String,
@@ -86,16 +89,18 @@ async fn ask(
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(connect(address).await?)).await.map_err(io::Error::other)?;
         let serving = tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "localhost")
             .header("content-type", "application/json")
             // Synapse expects a proxy in front, and has no address of the client at all on a unix socket.
             .header("x-forwarded-for", "127.0.0.1")
-            .header("x-forwarded-proto", "https")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(io::Error::other)?;
+            .header("x-forwarded-proto", "https");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body))).map_err(io::Error::other)?;
         let answer = sender.send_request(request).await.map_err(io::Error::other)?;
         let status = answer.status().as_u16();
         let bytes = Limited::new(answer.into_body(), MAX_ANSWER)
@@ -163,7 +168,8 @@ mod tests {
     #[tokio::test]
     async fn answers_are_parsed() {
         let (_dir, address) = answer_once(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 7\r\n\r\n{\"a\":1}");
-        let (status, body) = json(&address, Method::GET, "/_synapse/admin/x", None, LIMIT).await.unwrap();
+        let (status, body) =
+            json(&address, None, Method::GET, "/_synapse/admin/x", None, LIMIT).await.unwrap();
         assert_eq!((status, body), (400, serde_json::json!({"a": 1})));
     }
 }

@@ -147,7 +147,7 @@ pub(crate) async fn register(
         message: answer["error"].as_str().unwrap_or("no reason given").to_owned(),
     };
     let (status, answer) =
-        probe::json(address, Method::GET, REGISTER, None, LIMIT).await.map_err(not_running)?;
+        probe::json(address, None, Method::GET, REGISTER, None, LIMIT).await.map_err(not_running)?;
     let Some(nonce) = answer["nonce"].as_str().filter(|_| status == 200) else {
         return Err(refused(status, &answer));
     };
@@ -161,7 +161,7 @@ pub(crate) async fn register(
         "mac": signature(secret, nonce, account),
     });
     let (status, answer) =
-        probe::json(address, Method::POST, REGISTER, Some(&body), LIMIT).await.map_err(not_running)?;
+        probe::json(address, None, Method::POST, REGISTER, Some(&body), LIMIT).await.map_err(not_running)?;
     match (status, answer["user_id"].as_str()) {
         (200, Some(id)) => Ok(id.to_owned()),
         _ if answer["errcode"] == "M_USER_IN_USE" => Err(UserError::Exists { name: account.name.to_owned() }),

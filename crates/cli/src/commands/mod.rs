@@ -2,6 +2,8 @@
 
 mod charts;
 mod compress_state;
+mod console;
+mod diagram;
 mod doctor;
 mod files;
 mod hooks;
@@ -42,6 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names } => running::restart(&Place::find(stack)?, names)?,
         Command::Reload => running::reload(stack)?,
         Command::Down => running::down(&Place::find(stack)?)?,
+        Command::Console(arguments) => console::console(arguments, stack)?,
         Command::Router(router) => return router::router(router, stack),
         Command::Doctor(doctor) => return doctor::doctor(doctor, stack),
         Command::Serve(service) => serve::serve(service, stack)?,
@@ -55,6 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::GenerateSecrets(generate) => secrets::generate(generate)?,
         Command::Routes(routes) => routes::routes(routes, stack)?,
         Command::CompressState(arguments) => return compress_state::compress(arguments, stack),
+        Command::Diagram(arguments) => diagram::diagram(arguments, stack)?,
         Command::PackageCharts(arguments) => charts::package(arguments)?,
         Command::Schema => {
             print_json(&config::schema())?;

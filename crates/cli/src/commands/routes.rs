@@ -194,6 +194,12 @@ pub(crate) fn matcher(topology: &Topology) -> anyhow::Result<Matcher> {
     compile(runtime::install::endpoints(), topology)
 }
 
+/// The same with Synapse's admin API open, whether or not the router is to pass it on.
+pub(crate) fn matcher_of_all(topology: &Topology) -> anyhow::Result<Matcher> {
+    let options = Options { admin_open: true, ..options(topology) };
+    Ok(Matcher::compile(runtime::install::endpoints(), topology, &options)?)
+}
+
 fn compile(table: &Table, topology: &Topology) -> anyhow::Result<Matcher> {
     Ok(Matcher::compile(table, topology, &options(topology))?)
 }

@@ -26,13 +26,13 @@ const WIDTH: u16 = 120;
 const FIRST: f64 = 1.0;
 
 /// Who is asked.
-enum Source {
+pub(crate) enum Source {
     Stack(Layout),
     Router(Address),
 }
 
 impl Source {
-    async fn sample(&self) -> anyhow::Result<Sample> {
+    pub(crate) async fn sample(&self) -> anyhow::Result<Sample> {
         let (status, text) = match self {
             Self::Stack(layout) => {
                 let status = client::status(layout).await?;

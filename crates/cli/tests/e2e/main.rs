@@ -7,6 +7,7 @@
 mod calls;
 mod compose;
 mod compressed;
+mod console;
 mod reload;
 mod scenarios;
 mod served;

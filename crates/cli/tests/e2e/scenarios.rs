@@ -42,7 +42,7 @@ pub(crate) fn two_stacks_federate() {
 }
 
 /// Where Node.js lies, which comes from the clients' lock.
-fn node() -> &'static Path {
+pub(crate) fn node() -> &'static Path {
     static NODE: OnceLock<PathBuf> = OnceLock::new();
     NODE.get_or_init(|| {
         let mut ask = Command::new(python());

@@ -195,6 +195,12 @@ pub(crate) fn get(port: u16, path: &str) -> u16 {
     ask(port, "GET", path, None, None).0
 }
 
+/// The same, or nothing while nobody listens.
+pub(crate) fn get_status(port: u16, path: &str) -> Option<u16> {
+    TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).ok()?;
+    Some(get(port, path))
+}
+
 /// The status and the body of a request's answer, by the plainest of clients.
 #[track_caller]
 pub(crate) fn ask(

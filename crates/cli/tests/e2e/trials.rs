@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::stack::{PROGRAM, Stack, is_healthy, password, script, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{calls, compose, compressed, reload, scenarios, served, tokens, truth, units};
+use crate::{calls, compose, compressed, console, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -37,6 +37,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("metrics_are_open_metrics", metrics_are_open_metrics),
     ("hooks_bring_each_alert_once_through_crashes", hooks_bring_each_alert_once_through_crashes),
     ("processes_and_roles_are_restarted", processes_and_roles_are_restarted),
+    ("a_browser_uses_each_page_of_the_console", a_browser_uses_each_page_of_the_console),
     ("small_runs_beside_full", small_runs_beside_full),
     (
         "nothing_acknowledged_is_lost_when_processes_are_killed",
@@ -263,6 +264,12 @@ fn devices_with_opaque_tokens_stay_with_their_user() {
     let stack = full();
     residents(stack);
     tokens::opaque_tokens(stack, &RESIDENTS);
+}
+
+fn a_browser_uses_each_page_of_the_console() {
+    let stack = full();
+    residents(stack);
+    console::a_browser_uses_each_page(stack, RESIDENTS[0], RESIDENTS[1]);
 }
 
 /// The charts' alerts and dashboards ask for nothing that Synapse does not tell. The router's own metrics are held by a test
