@@ -7,10 +7,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Address, Balance, Instance as Planned, Lookup, ROLES, Role, Stack, Topology};
-use routes::{Features, Matcher, Route, Table, well_known};
+use model::{Address, Balance, Instance as Planned, Lookup, PlannedMas, ROLES, Role, Stack, Topology};
+use routes::{Decision, Features, Matcher, Route, Table, well_known};
 
 use crate::dns::{Question, Sought};
+use crate::headers;
+use crate::http1::RequestHead;
 use crate::instance::Instance;
 use crate::names::Names;
 use crate::settings::Settings;
@@ -23,6 +25,8 @@ pub struct Snapshot {
     pub(crate) members: Vec<Member>,
     /// The services beside Synapse: the path, the name and the address of each.
     pub(crate) companions: Vec<(String, String, Address)>,
+    /// The Matrix Authentication Service, and what has to be found out about its name.
+    pub(crate) mas: Option<(PlannedMas, Option<Question>)>,
     pub(crate) well_known_client: Bytes,
     pub(crate) well_known_server: Option<Bytes>,
     pub(crate) tls: Option<Tls>,
@@ -46,12 +50,7 @@ impl Member {
             Some(Lookup::Address) => Sought::Each,
             Some(Lookup::Srv) => Sought::Targets,
         };
-        let question = match &address {
-            Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => {
-                Some(Question { host: host.clone(), port: *port, sought })
-            }
-            _ => None,
-        };
+        let question = question(&address, sought);
         Some(Self {
             name: instance.name.clone(),
             address,
@@ -59,6 +58,16 @@ impl Member {
             is_pool: instance.is_pool(),
             question,
         })
+    }
+}
+
+/// What has to be found out about an address: nothing, unless it has a name.
+fn question(address: &Address, sought: Sought) -> Option<Question> {
+    match address {
+        Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => {
+            Some(Question { host: host.clone(), port: *port, sought })
+        }
+        _ => None,
     }
 }
 
@@ -79,10 +88,7 @@ impl Snapshot {
     /// The snapshot of a topology, with the endpoint table of the Synapse version that runs.
     pub fn with_table(table: &Table, topology: &Topology, settings: Settings) -> Result<Self, SnapshotError> {
         let stack = topology.stack();
-        let options = routes::Options {
-            admin_open: settings.admin_api,
-            features: Features::from_synapse_options(&stack.synapse.extra),
-        };
+        let options = routes::Options { admin_open: settings.admin_api, features: Features::of(stack) };
         let documents = well_known(stack);
         Ok(Self {
             matcher: Matcher::compile(table, topology, &options)?,
@@ -93,6 +99,7 @@ impl Snapshot {
                 .iter()
                 .filter_map(|c| Some((c.path.clone()?, c.kind.name().to_owned(), c.address.clone()?)))
                 .collect(),
+            mas: topology.mas().map(|mas| (mas.clone(), question(&mas.address, Sought::One))),
             well_known_client: documents.client.to_string().into(),
             well_known_server: documents.server.map(|document| document.to_string().into()),
             tls: None,
@@ -107,7 +114,8 @@ impl Snapshot {
 
     /// What has to be found out about names.
     pub(crate) fn questions(&self) -> impl Iterator<Item = &Question> {
-        self.members.iter().filter_map(|member| member.question.as_ref())
+        let mas = self.mas.iter().filter_map(|(_, question)| question.as_ref());
+        self.members.iter().filter_map(|member| member.question.as_ref()).chain(mas)
     }
 }
 
@@ -118,6 +126,16 @@ impl fmt::Debug for Snapshot {
             .field("instances", &names)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
+    }
+}
+
+/// The rest of a target that is this path, or below it.
+fn below<'t>(path: &str, target: &'t str) -> Option<Cow<'t, str>> {
+    let rest = target.strip_prefix(path)?;
+    match rest.as_bytes().first() {
+        Some(b'/') => Some(Cow::Borrowed(rest)),
+        Some(b'?') | None => Some(Cow::Owned(format!("/{rest}"))),
+        Some(_) => None,
     }
 }
 
@@ -132,6 +150,7 @@ pub(crate) struct Active {
     by_role: Vec<Vec<Arc<Instance>>>,
     /// The services beside Synapse by their paths.
     companions: Vec<(String, Arc<Instance>)>,
+    mas: Option<Arc<Instance>>,
     /// Those of earlier snapshots that still have requests to end.
     leaving: Vec<Arc<Instance>>,
 }
@@ -145,6 +164,7 @@ impl Active {
             .flat_map(|active| &active.instances)
             .map(|(instance, _)| instance)
             .chain(before.into_iter().flat_map(|active| &active.companions).map(|(_, instance)| instance))
+            .chain(before.and_then(|active| active.mas.as_ref()))
             .map(|instance| (&*instance.name, instance))
             .collect();
         let take = |name: &str, address: &Address| {
@@ -198,7 +218,15 @@ impl Active {
             .iter()
             .map(|(path, name, address)| (path.clone(), take(name, address)))
             .collect();
-        Self { snapshot, instances, pools, by_role, companions, leaving }
+        let mas = snapshot.mas.as_ref().map(|(mas, question)| {
+            let instance = take("mas", &mas.address);
+            if let Some(question) = question {
+                let found = names.get(question).and_then(|known| known.processes.first());
+                instance.set_addresses(found.map_or(&[], |process| &process.addresses));
+            }
+            instance
+        });
+        Self { snapshot, instances, pools, by_role, companions, mas, leaving }
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -219,17 +247,38 @@ impl Active {
         })
     }
 
-    /// The service beside Synapse that a target belongs to, and what the service knows the target as.
-    pub(crate) fn companion<'t>(&self, target: &'t str) -> Option<(&Arc<Instance>, Cow<'t, str>)> {
-        self.companions.iter().find_map(|(path, instance)| {
-            let rest = target.strip_prefix(path.as_str())?;
-            let rest = match rest.as_bytes().first() {
-                Some(b'/') => Cow::Borrowed(rest),
-                Some(b'?') | None => Cow::Owned(format!("/{rest}")),
-                Some(_) => return None,
+    /// The service beside Synapse that a request belongs to unless it is Synapse's, and what the service knows its target
+    /// as. Whatever is asked of a host that is MAS's own is MAS's, and so are logins.
+    pub(crate) fn beside<'t>(&self, head: &'t RequestHead) -> Option<(&Arc<Instance>, Cow<'t, str>)> {
+        let target = head.target();
+        if let (Some((mas, _)), Some(instance)) = (&self.snapshot.mas, &self.mas) {
+            let decision = || self.snapshot.matcher.decide(head.method.as_str(), target);
+            let found = if self.is_at_mas(head) {
+                return Some((instance, below(&mas.path, target)?));
+            } else if matches!(decision(), Decision::Auth) {
+                Some(Cow::Borrowed(target))
+            } else if mas.host.is_none() {
+                below(&mas.path, target)
+            } else {
+                None
             };
-            Some((instance, rest))
-        })
+            if let Some(target) = found {
+                return Some((instance, target));
+            }
+        }
+        self.companions.iter().find_map(|(path, instance)| Some((instance, below(path, target)?)))
+    }
+
+    /// Whether a request is for a host that is MAS's alone.
+    pub(crate) fn is_at_mas(&self, head: &RequestHead) -> bool {
+        let Some(own) = self.snapshot.mas.as_ref().and_then(|(mas, _)| mas.host.as_deref()) else {
+            return false;
+        };
+        let host = headers::host(head);
+        // Some write the port that is the scheme's own.
+        let plain = [":443", ":80"].into_iter().find_map(|port| host.strip_suffix(port.as_bytes()));
+        host.eq_ignore_ascii_case(own.as_bytes())
+            || plain.is_some_and(|host| host.eq_ignore_ascii_case(own.as_bytes()))
     }
 
     pub(crate) fn instance(&self, name: &str) -> Option<&Arc<Instance>> {

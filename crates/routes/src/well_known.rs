@@ -16,6 +16,12 @@ pub struct WellKnownDocuments {
 pub fn well_known(stack: &Stack) -> WellKnownDocuments {
     let base_url = stack.base_url();
     let mut client = json!({ "m.homeserver": { "base_url": base_url } });
+    if let Some(mas) = &stack.auth.mas {
+        let base = mas.public_base();
+        let issuer = mas.issuer.as_ref().unwrap_or(&base);
+        client["org.matrix.msc2965.authentication"] =
+            json!({ "issuer": issuer, "account": format!("{base}account/") });
+    }
     if let Some(members) = client.as_object_mut() {
         for (name, value) in &stack.well_known.client {
             members.insert(name.clone(), value.clone());

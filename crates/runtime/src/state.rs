@@ -384,12 +384,15 @@ impl Records {
 
 /// Removes the sockets that a process which was killed left, for Twisted does not listen on those that are there.
 pub(crate) fn remove_own_sockets(instance: &Instance) {
-    for address in instance.client.iter().chain([&instance.private]) {
-        if let Address::Unix { path } = address {
-            // What cannot be removed is in the way of the bind, whose error is in the process's log.
-            let _ = fs::remove_file(path);
-            let _ = fs::remove_file(with_suffix(path, ".lock"));
-        }
+    instance.client.iter().chain([&instance.private]).for_each(remove_socket);
+}
+
+/// Removes what an earlier run left at an address.
+pub(crate) fn remove_socket(address: &Address) {
+    if let Address::Unix { path } = address {
+        // What cannot be removed is in the way of the bind, whose error is in the process's log.
+        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(with_suffix(path, ".lock"));
     }
 }
 

@@ -162,6 +162,16 @@ pub enum UpError {
     /// Valkey cannot be started.
     #[error(transparent)]
     Valkey(#[from] ValkeyError),
+    /// The program of the Matrix Authentication Service is not there.
+    #[error(
+        "`{}`, the program of the Matrix Authentication Service, is not there: put it on PATH (its releases are at \
+         https://github.com/element-hq/matrix-authentication-service/releases), name it as `auth.mas.program`, or set \
+         `auth.mas.run: false` if it runs elsewhere", .program.display()
+    )]
+    NoMas {
+        /// What was looked for.
+        program: PathBuf,
+    },
     /// There is no such process to run.
     #[error("this stack runs no process `{name}` itself; it runs {}", .names.join(", "))]
     NoProcess {
@@ -523,8 +533,13 @@ async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) ->
     let names: Vec<String> = topology.names().map(str::to_owned).collect();
     units.extend(site.units(topology, &names));
     control.teller.tell(Event::Planned { processes: units.len() });
-    let registering =
-        async { if applied.admin { Ok(None) } else { first_admin(options, &supervisor, control).await } };
+    let registering = async {
+        if applied.admin || topology.mas().is_some() {
+            Ok(None)
+        } else {
+            first_admin(options, &supervisor, control).await
+        }
+    };
     let starting = async {
         let (admin, ()) = tokio::try_join!(registering, site.bring_up(units, same, true))?;
         Ok(admin)

@@ -33,9 +33,7 @@ pub(crate) fn render(what: &Render, stack: &StackArguments) -> anyhow::Result<()
             Ok(())
         }
         Render::Nginx(to) => proxy(Place::find(stack)?, to, render::nginx),
-        Render::Haproxy(to) => {
-            proxy(Place::find(stack)?, to, |topology, matcher| Ok(render::haproxy(topology, matcher)))
-        }
+        Render::Haproxy(to) => proxy(Place::find(stack)?, to, render::haproxy),
         Render::Envoy(to) => proxy(Place::find(stack)?, to, render::envoy),
         Render::Systemd(to) => systemd(to, stack),
         Render::Compose { out } => compose(out, stack),
