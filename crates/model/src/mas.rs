@@ -74,9 +74,18 @@ pub struct Mas {
     pub passwords: Passwords,
     /// Other services that users log in with (MAS's `upstream_oauth2.providers`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("examples" = [[{
+        "id": "01HFVBY12TMNTYTBV8W921M5FA", "issuer": "https://accounts.example.org/", "client_id": "mas",
+        "client_secret_file": "/etc/matrix-stack/provider", "token_endpoint_auth_method": "client_secret_basic",
+        "scope": "openid profile email",
+    }]]))]
     pub upstream_providers: Vec<Provider>,
     /// OAuth 2.0 clients that need no registration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("examples" = [[{
+        "client_id": "01HFVBY12TMNTYTBV8W921M5FB", "client_auth_method": "client_secret_post",
+        "client_secret_file": "/etc/matrix-stack/console", "redirect_uris": ["https://console.example.org/callback"],
+    }]]))]
     pub clients: Vec<Client>,
     /// How mails are sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -358,7 +367,7 @@ pub struct Email {
     #[schemars(example = &"\"Nobody\" <no-reply@example.org>")]
     pub reply_to: String,
     /// What takes them: a server, a program, or nothing.
-    #[schemars(extend("enum" = ["smtp", "sendmail", "blackhole"]))]
+    #[schemars(example = &"smtp", extend("enum" = ["smtp", "sendmail", "blackhole"]))]
     pub transport: String,
     /// How the connection to the server is secured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -466,11 +475,13 @@ pub struct Account {
 #[serde(deny_unknown_fields)]
 pub struct Captcha {
     /// Whose.
-    #[schemars(extend("enum" = ["recaptcha_v2", "cloudflare_turnstile", "hcaptcha"]))]
+    #[schemars(example = &"hcaptcha", extend("enum" = ["recaptcha_v2", "cloudflare_turnstile", "hcaptcha"]))]
     pub service: String,
     /// The site's key.
+    #[schemars(example = &"10000000-ffff-ffff-ffff-000000000001")]
     pub site_key: String,
     /// The secret key. MAS takes it from its configuration alone.
+    #[schemars(example = &"0x0000000000000000000000000000000000000000")]
     pub secret_key: String,
 }
 
@@ -533,10 +544,10 @@ limits!(EmailLimits {
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     /// So often at once.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), example = 3)]
     pub burst: u32,
     /// So often again in each second.
-    #[schemars(range(min = 0.000_001))]
+    #[schemars(range(min = 0.000_001), example = 0.05)]
     pub per_second: f64,
 }
 
@@ -575,7 +586,7 @@ pub struct Experimental {
 #[serde(deny_unknown_fields)]
 pub struct InactiveSessions {
     /// After so many seconds.
-    #[schemars(range(min = 600, max = 7_776_000))]
+    #[schemars(range(min = 600, max = 7_776_000), example = 2_592_000)]
     pub ttl: u32,
     /// Those of clients that know nothing of OAuth. Default: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -596,10 +607,10 @@ pub struct InactiveSessions {
 #[serde(deny_unknown_fields)]
 pub struct SessionLimit {
     /// From so many on, a login in a browser asks to end some.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), example = 10)]
     pub soft_limit: u32,
     /// From so many on, every login is refused.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), example = 20)]
     pub hard_limit: u32,
 }
 

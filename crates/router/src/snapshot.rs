@@ -290,3 +290,56 @@ impl Active {
         self.instances.iter().map(|(instance, _)| instance).chain(&self.leaving)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use model::Preset;
+
+    use super::*;
+    use crate::http1::HeadLimits;
+
+    /// Where a router of a stack with MAS takes requests: their service's name, and what it knows the target as.
+    fn beside(mas: &str, host: &str, target: &str) -> Option<String> {
+        let text = format!(
+            r#"{{"server_name": "example.org", "public_base_url": "https://matrix.example.org",
+                "companions": {{"webhook": {{}}}}, "auth": {{"mas": {{"public_base_url": "{mas}"}}}}}}"#
+        );
+        let stack: Stack = serde_json::from_str(&text).unwrap();
+        let topology = model::plan(&stack, Path::new("/run/x"), Preset::Small).unwrap();
+        let snapshot = Snapshot::new(&topology, Settings::default()).unwrap();
+        let active = Active::new(Arc::new(snapshot), None, &Names::new());
+        let mut text = Bytes::from(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let head = RequestHead::parse(&mut text, HeadLimits { bytes: 8192, headers: 100 }).unwrap().unwrap();
+        active.beside(&head).map(|(instance, target)| format!("{} {target}", instance.name))
+    }
+
+    #[test]
+    fn a_host_of_its_own_is_mass_whole() {
+        let at = |host: &str, target: &str| beside("https://auth.example.org", host, target);
+        let mas = |target: &str| Some(format!("mas {target}"));
+        for target in
+            ["/", "/account/?x=1", "/.well-known/openid-configuration", "/_synapse/admin", "/webhook"]
+        {
+            assert_eq!(at("auth.example.org", target), mas(target));
+            assert_eq!(at("AUTH.example.org:443", target), mas(target));
+        }
+        assert_eq!(at("matrix.example.org", "/_matrix/client/v3/login"), mas("/_matrix/client/v3/login"));
+        assert_eq!(at("auth.example.org.evil.example", "/account/"), None);
+        assert_eq!(at("matrix.example.org", "/account/"), None);
+        assert_eq!(at("matrix.example.org", "/webhook/a"), Some("webhook /a".to_owned()));
+    }
+
+    #[test]
+    fn a_path_of_its_own_is_taken_away() {
+        let at = |target: &str| beside("https://matrix.example.org/auth/", "matrix.example.org", target);
+        let mas = |target: &str| Some(format!("mas {target}"));
+        assert_eq!(at("/auth/account/?x=1"), mas("/account/?x=1"));
+        assert_eq!(at("/auth"), mas("/"));
+        assert_eq!(at("/auth?x"), mas("/?x"));
+        assert_eq!(at("/authentic"), None);
+        assert_eq!(at("/_matrix/client/r0/refresh"), mas("/_matrix/client/r0/refresh"));
+        assert_eq!(at("/_matrix/client/v3/sync"), None);
+    }
+}

@@ -251,6 +251,9 @@ pub(crate) struct Applied {
     pub(crate) agreement: Agreement,
     /// Whether the first admin user exists.
     pub(crate) admin: bool,
+    /// Whether accounts are those of the Matrix Authentication Service.
+    #[serde(default)]
+    pub(crate) mas: bool,
 }
 
 /// Who shares which work: stream writers, and the other lists that all processes must agree on.
@@ -270,8 +273,8 @@ pub(crate) fn agreement(topology: &Topology) -> Agreement {
 
 impl Applied {
     /// What is applied now.
-    pub(crate) fn new(synapse: String, agreement: Agreement, admin: bool) -> Self {
-        Self { format: FORMAT, synapse, agreement, admin }
+    pub(crate) fn new(synapse: String, agreement: Agreement, admin: bool, mas: bool) -> Self {
+        Self { format: FORMAT, synapse, agreement, admin, mas }
     }
 
     fn path(layout: &Layout) -> PathBuf {
@@ -469,7 +472,7 @@ mod tests {
             Preset::Full,
         )
         .unwrap();
-        let applied = Applied::new("1.163.2".into(), agreement(&topology), true);
+        let applied = Applied::new("1.163.2".into(), agreement(&topology), true, false);
         applied.save(&layout).unwrap();
         assert_eq!(Applied::load(&layout).unwrap(), applied);
         assert_eq!(applied.agreement["stream events"], ["event_persister_1", "event_persister_2"]);

@@ -5,6 +5,7 @@
 //! `main` of their own, because what they started must be stopped at the end, whatever came of them.
 
 mod compose;
+mod mas;
 mod reload;
 mod scenarios;
 mod served;

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::stack::{Stack, is_healthy, password, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{compose, reload, scenarios, served, tokens, truth, units};
+use crate::{compose, mas, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -54,6 +54,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ),
     ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
     ("two_stacks_federate", scenarios::two_stacks_federate),
+    ("tokens_of_another_service_change_and_nothing_is_lost", mas::tokens_of_another_service),
     ("units_run_without_up", units::units_run_without_up),
     ("compose_files_fit_together", compose::compose_files_fit_together),
 ];
