@@ -221,9 +221,9 @@ fn homes(stack: &Stack, names: &[String]) -> usize {
     for name in names {
         let mark = format!("probe={name}");
         let of = |line: &&Value| {
-            // Those that carried a token of yesterday were refused by whoever was asked.
+            // A device's first sync is another role's, and one that carried a token of yesterday was refused.
             let path = line["path"].as_str().unwrap_or_default();
-            line["status"] == 200 && path.split(['?', '&']).any(|part| part == mark)
+            line["status"] == 200 && line["role"] == "sync" && path.split(['?', '&']).any(|part| part == mark)
         };
         for line in log.iter().filter(of) {
             syncs += 1;
