@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::stack::{Stack, client_file, is_healthy, password, synapse_python};
-use crate::system::{ask, free_port, until};
+use crate::system::{ask, free_port, run, until};
 
 /// How long a token lives: so little that each device has many.
 const TOKEN_SECONDS: u64 = 3;
@@ -26,7 +28,7 @@ const ALL: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(20);
 
 /// A small stack with two sync workers, and the stand-in as its `mas-cli`.
-fn start() -> Stack {
+fn with_stand_in() -> Stack {
     let stack = Stack::new("small");
     let program = stack.directory.join("mas-cli");
     let script = format!(
@@ -36,6 +38,12 @@ fn start() -> Stack {
     );
     fs::write(&program, script).expect("own directory");
     fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("own file");
+    configure(&stack, &program);
+    stack
+}
+
+/// Gives the stack this program as its MAS.
+fn configure(stack: &Stack, program: &Path) {
     stack.configure(|file| {
         file["registration"] = json!({});
         file["workers"] = json!({ "sync": { "count": 2 } });
@@ -47,7 +55,6 @@ fn start() -> Stack {
             "program": program,
         }});
     });
-    stack
 }
 
 /// A device that is logged in, with the token of the moment.
@@ -145,7 +152,7 @@ fn tokens(text: &str) -> (String, String) {
 /// Logins, refreshes, logouts and the account's pages reach the service, Synapse asks it whose tokens are, and while
 /// tokens change every few seconds under load, each user's syncs stay with one process and no message is lost.
 pub(crate) fn tokens_of_another_service() {
-    let stack = start();
+    let stack = with_stand_in();
     let done = stack.up().good();
     assert!(!done.stdout.contains("password"), "Synapse has no administrator to create:\n{}", done.stdout);
     let status = stack.status();
@@ -250,4 +257,49 @@ fn logged_out(stack: &Stack, device: &Device<'_>) {
         (ask(stack.port, "GET", "/_matrix/client/v3/account/whoami", Some(&token), None).0 == 401)
             .then_some(())
     });
+}
+
+/// MAS itself runs in the stack, wherever its program can be had: somebody who was registered there logs in, uses Synapse,
+/// refreshes the token and logs out.
+pub(crate) fn mas_itself() {
+    let Some(program) = std::env::var_os("MAS_CLI").map(PathBuf::from) else {
+        println!(
+            "    SKIPPED: MAS_CLI is not set; give it the path of a `mas-cli` program with its `share` beside it"
+        );
+        return;
+    };
+    let stack = Stack::new("small");
+    configure(&stack, &program);
+    stack.up().good();
+    assert!(is_healthy(&stack.status()));
+    let mut register = Command::new(&program);
+    register.args(["manage", "register-user", "--yes", "--ignore-password-complexity", "--password"]);
+    register.args([&password("kim"), "kim", "--config"]).arg(stack.data().join("config/mas.yaml"));
+    run(&mut register, SOON).good();
+    let base = format!("{}/auth/", stack.url());
+    let metadata = ask(stack.port, "GET", "/_matrix/client/v1/auth_metadata", None, None).1;
+    assert!(metadata.contains(&base), "{metadata}");
+    let body = json!({
+        "type": "m.login.password",
+        "identifier": { "type": "m.id.user", "user": "kim" },
+        "password": password("kim"),
+        "refresh_token": true,
+    });
+    // It tells Synapse of a new user after its own answer.
+    let answer = until("the user logs in", SOON, || {
+        let (status, text) = ask(stack.port, "POST", "/_matrix/client/v3/login", None, Some(&body));
+        (status == 200).then_some(text)
+    });
+    let refreshed = AtomicU64::new(0);
+    let device = Device {
+        stack: &stack,
+        name: "kim".to_owned(),
+        tokens: Mutex::new(tokens(&answer)),
+        refreshed: &refreshed,
+    };
+    let whoami = device.ask("GET", "/_matrix/client/v3/account/whoami", None);
+    assert_eq!(whoami["user_id"], "@kim:e2e.test");
+    device.refresh(&device.token());
+    logged_out(&stack, &device);
+    stack.down().good();
 }

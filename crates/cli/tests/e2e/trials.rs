@@ -55,6 +55,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("odd_spellings_are_understood_as_by_synapse", truth::odd_spellings_are_understood_as_by_synapse),
     ("two_stacks_federate", scenarios::two_stacks_federate),
     ("tokens_of_another_service_change_and_nothing_is_lost", mas::tokens_of_another_service),
+    ("mas_itself_serves_a_stack", mas::mas_itself),
     ("units_run_without_up", units::units_run_without_up),
     ("compose_files_fit_together", compose::compose_files_fit_together),
 ];
