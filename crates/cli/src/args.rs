@@ -195,6 +195,7 @@ fn listener(url: &str) -> Result<Address, String> {
 
 /// `up`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Up {
     /// Return once everything is healthy, and leave the stack running in the background
     #[arg(long)]

@@ -40,7 +40,7 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
             );
             return Ok(ExitCode::SUCCESS);
         }
-        foreground(options, display).await
+        Box::pin(foreground(options, display)).await
     })
 }
 

@@ -41,7 +41,7 @@ fn check(bench: &Bench, client: &mut Client, method: &str, target: &str) {
             cors(bench, &response);
         }
         Decision::Closed(_) | Decision::NotFound | Decision::Auth => {
-            unrecognized(bench, method, target, &response)
+            unrecognized(bench, method, target, &response);
         }
     }
 }
