@@ -422,6 +422,7 @@ fn listener(url: &str) -> Result<Address, String> {
 
 /// `up`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Up {
     /// Return once everything is healthy, and leave the stack running in the background
     #[arg(long)]
@@ -438,6 +439,9 @@ pub(crate) struct Up {
     /// Start one Python for each process instead of forking them from one parent
     #[arg(long)]
     pub(crate) no_fork_server: bool,
+    /// Let accounts go over to the Matrix Authentication Service (`auth.mas`), or back, on a stack that has run already
+    #[arg(long)]
+    pub(crate) change_auth: bool,
 }
 
 /// Where packages are installed.
@@ -569,6 +573,12 @@ pub(crate) enum Render {
     Synapse {
         /// The directory to write to; it is made
         #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// The configuration of the Matrix Authentication Service, for where `up` does not run it
+    Mas {
+        /// The file to write to
+        #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
     /// The router's work for nginx: a file for its `http` block

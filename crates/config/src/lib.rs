@@ -238,6 +238,11 @@ fn paths(stack: &mut Stack) -> Vec<(String, &mut PathBuf)> {
         worker_replication_secret,
         database_password,
         redis_password,
+        mas_shared_secret,
+        mas_encryption,
+        mas_rsa_key,
+        mas_ec_key,
+        mas_database_password,
     } = &mut stack.secrets;
     let secrets = [
         ("signing_key", signing_key),
@@ -247,6 +252,11 @@ fn paths(stack: &mut Stack) -> Vec<(String, &mut PathBuf)> {
         ("worker_replication_secret", worker_replication_secret),
         ("database_password", database_password),
         ("redis_password", redis_password),
+        ("mas_shared_secret", mas_shared_secret),
+        ("mas_encryption", mas_encryption),
+        ("mas_rsa_key", mas_rsa_key),
+        ("mas_ec_key", mas_ec_key),
+        ("mas_database_password", mas_database_password),
     ];
     let others = [
         ("data_dir", &mut stack.data_dir),
@@ -263,7 +273,8 @@ fn paths(stack: &mut Stack) -> Vec<(String, &mut PathBuf)> {
     let secrets = secrets
         .into_iter()
         .filter_map(|(field, source)| Some((format!("secrets.{field}.file"), &mut source.as_mut()?.file)));
-    others.chain(tls).chain(secrets).collect()
+    let mas = stack.auth.mas.iter_mut().flat_map(model::Mas::paths);
+    others.chain(tls).chain(secrets).chain(mas).collect()
 }
 
 /// Text that may hold as much of the file as somebody wrote, cut to what a person reads.
@@ -371,7 +382,7 @@ impl Loaded {
         kind: CompanionKind,
     ) -> Result<Option<T>, Report> {
         let Some(settings) = self.stack.companions.settings(kind) else { return Ok(None) };
-        let path = format!("companions.{}.settings", kind.field());
+        let path = format!("{}.settings", kind.field());
         let settings = Json::Object(settings.clone());
         let Some(file) = &self.file else {
             return serde_json::from_value(settings).map(Some).map_err(|error| {
@@ -379,7 +390,7 @@ impl Loaded {
             });
         };
         let schema = schemars::schema_for!(T).to_value();
-        let mut problems = match file.node(&["companions", kind.field(), "settings"]) {
+        let mut problems = match file.node(&path.split('.').collect::<Vec<_>>()) {
             Some(node) => check::check(&schema, node, &file.source.text, &path).0,
             None => Vec::new(),
         };

@@ -9,8 +9,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use model::{Layout, SecretPath, SecretPaths, Stack};
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use model::{Layout, MasSecretPaths, SecretPath, SecretPaths, Stack};
+use rsa::pkcs8::EncodePrivateKey as _;
 
 /// The largest file that holds a secret, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
@@ -105,6 +106,9 @@ pub enum SecretError {
         /// What is wrong with it, and what to do.
         reason: &'static str,
     },
+    /// A key could not be made.
+    #[error("no key could be made: try again, or make one yourself and name its file under `secrets`")]
+    KeyGeneration,
     /// The operating system gave no randomness.
     #[error("the operating system gave no randomness ({0}): try again when it has started fully")]
     Randomness(getrandom::Error),
@@ -138,6 +142,10 @@ pub fn ensure(stack: &Stack, layout: &Layout) -> Result<SecretPaths, SecretError
         read_line(path).map_err(|error| named(error, "`secrets.redis_password`"))?;
     }
 
+    if let Some(mas) = &paths.mas {
+        ensure_mas(mas, &directory)?;
+    }
+
     let password = &paths.database_password;
     let pgpass = if stack.database.external.is_some() && password.generated {
         String::new()
@@ -149,6 +157,19 @@ pub fn ensure(stack: &Stack, layout: &Layout) -> Result<SecretPaths, SecretError
     };
     write_derived(&paths.pgpass, &directory, &pgpass)?;
     Ok(paths)
+}
+
+/// The same for the secrets of the Matrix Authentication Service.
+fn ensure_mas(mas: &MasSecretPaths, directory: &Path) -> Result<(), SecretError> {
+    let line = |path: &Path| read_line(path).map(drop);
+    provide(&mas.shared_secret, "`secrets.mas_shared_secret`", directory, Secret::generate, line)?;
+    provide(&mas.encryption, "`secrets.mas_encryption`", directory, encryption_key, check_encryption_key)?;
+    provide(&mas.rsa_key, "`secrets.mas_rsa_key`", directory, rsa_key, check_pem)?;
+    provide(&mas.ec_key, "`secrets.mas_ec_key`", directory, ec_key, check_pem)?;
+    if !mas.database_password.generated {
+        line(&mas.database_password.path).map_err(|error| named(error, "`secrets.mas_database_password`"))?;
+    }
+    Ok(())
 }
 
 /// Writes libpq's password file from the database password that the stack names, if it names one, and nothing else: for
@@ -164,7 +185,7 @@ pub fn write_pgpass(stack: &Stack, layout: &Layout) -> Result<(), SecretError> {
 }
 
 /// The secrets that [`generate`] knows, by their fields in the stack.
-pub const GENERATED: [&str; 7] = [
+pub const GENERATED: [&str; 11] = [
     "signing_key",
     "macaroon_secret_key",
     "form_secret",
@@ -172,6 +193,10 @@ pub const GENERATED: [&str; 7] = [
     "worker_replication_secret",
     "database_password",
     "redis_password",
+    "mas_shared_secret",
+    "mas_encryption",
+    "mas_rsa_key",
+    "mas_ec_key",
 ];
 
 /// A new secret for this field of the stack, one of [`GENERATED`].
@@ -179,7 +204,13 @@ pub const GENERATED: [&str; 7] = [
 /// # Errors
 /// The operating system gave no randomness.
 pub fn generate(field: &str) -> Result<Secret, SecretError> {
-    if field == "signing_key" { signing_key() } else { Secret::generate() }
+    match field {
+        "signing_key" => signing_key(),
+        "mas_encryption" => encryption_key(),
+        "mas_rsa_key" => rsa_key(),
+        "mas_ec_key" => ec_key(),
+        _ => Secret::generate(),
+    }
 }
 
 /// Reads a secret: a file that only its owner may read, with at most 64 KiB of text, of which white space at both
@@ -250,6 +281,65 @@ fn signing_key() -> Result<Secret, SecretError> {
     Ok(Secret(format!("ed25519 a_{id} {}", STANDARD_NO_PAD.encode(random::<32>()?))))
 }
 
+/// A new key for what MAS encrypts: 32 bytes in hexadecimal digits.
+fn encryption_key() -> Result<Secret, SecretError> {
+    let bytes = random::<32>()?;
+    Ok(Secret(bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))))
+}
+
+/// MAS takes the whole file for digits, and so not even a line's end may follow them.
+fn check_encryption_key(path: &Path) -> Result<(), SecretError> {
+    read_line(path)?;
+    let text = fs::read(path).map_err(io_error("read", path))?;
+    if text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit) {
+        return Ok(());
+    }
+    let reason = "is no key of MAS's: it must be 64 hexadecimal digits, with nothing behind them, not even a line's end";
+    Err(SecretError::Malformed { path: path.to_owned(), reason })
+}
+
+/// A new RSA key of 2048 bits, which OpenID Connect asks of every provider (RS256).
+fn rsa_key() -> Result<Secret, SecretError> {
+    // Said as an error here, as the generator below could but panic.
+    random::<1>()?;
+    let mut generator = rsa::rand_core::UnwrapErr(getrandom::SysRng);
+    let key = rsa::PrivateKey::new(&mut generator, 2048);
+    let der = key.ok().and_then(|key| key.to_pkcs8_der().ok()).ok_or(SecretError::KeyGeneration)?;
+    Ok(pem(der.as_bytes()))
+}
+
+/// A new elliptic-curve key (P-256).
+fn ec_key() -> Result<Secret, SecretError> {
+    use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+    let random = ring::rand::SystemRandom::new();
+    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random);
+    Ok(pem(key.map_err(|_| SecretError::KeyGeneration)?.as_ref()))
+}
+
+/// A private key in PKCS#8, as PEM (RFC 7468).
+fn pem(der: &[u8]) -> Secret {
+    let mut text = "-----BEGIN PRIVATE KEY-----\n".to_owned();
+    let base64 = STANDARD.encode(der);
+    let mut rest = base64.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        text += line;
+        text.push('\n');
+        rest = after;
+    }
+    text += "-----END PRIVATE KEY-----";
+    Secret(text)
+}
+
+fn check_pem(path: &Path) -> Result<(), SecretError> {
+    let text = read(path)?.0;
+    if text.starts_with("-----BEGIN ") && text.contains("PRIVATE KEY-----") {
+        return Ok(());
+    }
+    let reason = "is no private key in PEM: it must begin with `-----BEGIN PRIVATE KEY-----`";
+    Err(SecretError::Malformed { path: path.to_owned(), reason })
+}
+
 /// A line of libpq's password file that fits every server, database and user.
 fn pgpass_line(password: &Secret) -> String {
     format!("*:*:*:*:{}\n", password.0.replace('\\', "\\\\").replace(':', "\\:"))
@@ -272,7 +362,10 @@ fn provide(
     if secret.generated
         && matches!(fs::symlink_metadata(&secret.path), Err(error) if error.kind() == io::ErrorKind::NotFound)
     {
-        let file = write_temporary(directory, &format!("{}\n", generate()?.0))?;
+        let text = generate()?.0;
+        // A key of so many hexadecimal digits is MAS's alone.
+        let end = if text.len() == 64 { "" } else { "\n" };
+        let file = write_temporary(directory, &format!("{text}{end}"))?;
         match file.persist_noclobber(&secret.path) {
             // Somebody else was faster: theirs counts.
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -58,19 +58,20 @@ pub struct LdapCompanion {
 /// Which companion service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the fields of `Companions` say what each is")]
+#[expect(missing_docs, reason = "the fields of `Companions`, and `auth.mas`, say what each is")]
 pub enum CompanionKind {
     LivekitJwt,
     Alertmanager,
     SentryWebhook,
     Webhook,
     Ldap,
+    Mas,
 }
 
 impl CompanionKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::LivekitJwt, Self::Alertmanager, Self::SentryWebhook, Self::Webhook, Self::Ldap];
+    pub const ALL: [Self; 6] =
+        [Self::LivekitJwt, Self::Alertmanager, Self::SentryWebhook, Self::Webhook, Self::Ldap, Self::Mas];
 
     /// What it is called among processes and on the command line.
     pub fn name(self) -> &'static str {
@@ -80,15 +81,19 @@ impl CompanionKind {
             Self::SentryWebhook => "sentry-webhook",
             Self::Webhook => "webhook",
             Self::Ldap => "ldap",
+            Self::Mas => "mas",
         }
     }
 
-    /// Its field in `companions`.
+    /// Its field in the stack.
     pub fn field(self) -> &'static str {
         match self {
-            Self::LivekitJwt => "livekit_jwt",
-            Self::SentryWebhook => "sentry_webhook",
-            other => other.name(),
+            Self::LivekitJwt => "companions.livekit_jwt",
+            Self::Alertmanager => "companions.alertmanager",
+            Self::SentryWebhook => "companions.sentry_webhook",
+            Self::Webhook => "companions.webhook",
+            Self::Ldap => "companions.ldap",
+            Self::Mas => "auth.mas",
         }
     }
 
@@ -99,7 +104,7 @@ impl CompanionKind {
             Self::Alertmanager => Some("/alertmanager"),
             Self::SentryWebhook => Some("/sentry"),
             Self::Webhook => Some("/webhook"),
-            Self::Ldap => None,
+            Self::Ldap | Self::Mas => None,
         }
     }
 }
@@ -123,6 +128,7 @@ impl Companions {
     pub fn settings_mut(&mut self, kind: CompanionKind) -> Option<&mut Map<String, Value>> {
         let companion = match kind {
             CompanionKind::Ldap => return self.ldap.as_mut().map(|ldap| &mut ldap.settings),
+            CompanionKind::Mas => return None,
             CompanionKind::LivekitJwt => &mut self.livekit_jwt,
             CompanionKind::Alertmanager => &mut self.alertmanager,
             CompanionKind::SentryWebhook => &mut self.sentry_webhook,
@@ -143,7 +149,7 @@ impl Companions {
             CompanionKind::Alertmanager => self.alertmanager.as_ref(),
             CompanionKind::SentryWebhook => self.sentry_webhook.as_ref(),
             CompanionKind::Webhook => self.webhook.as_ref(),
-            CompanionKind::Ldap => None,
+            CompanionKind::Ldap | CompanionKind::Mas => None,
         }
     }
 }
@@ -172,7 +178,7 @@ pub(crate) fn plan(stack: &Stack, socket_dir: &Path, problems: &mut Vec<Problem>
     let mut planned: Vec<PlannedCompanion> = Vec::new();
     for kind in CompanionKind::ALL {
         let Some(settings) = stack.companions.settings(kind) else { continue };
-        let field = format!("companions.{}", kind.field());
+        let field = kind.field();
         if matches!(stack.network, Network::Hosts(_)) {
             problems.push(Problem::CompanionElsewhere { kind });
         }
@@ -207,7 +213,7 @@ fn within(inner: &str, outer: &str) -> bool {
 }
 
 /// Whether a path belongs to Synapse, or to the router, or cannot be told from another.
-fn taken(path: &str) -> bool {
+pub(crate) fn taken(path: &str) -> bool {
     let segments = || path.split('/').skip(1);
     ["/_matrix", "/_synapse", "/.well-known"].iter().any(|own| within(path, own))
         || segments().any(|segment| matches!(segment, "" | "." | ".."))

@@ -135,6 +135,14 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
         }
     }
 
+    // All of Synapse's processes ask the same service whose a token is.
+    let asked = |topology: &Topology| topology.mas().map(|mas| mas.address.clone());
+    if asked(old) != asked(new) {
+        for instance in old.instances() {
+            note(instance, Action::Restart, "auth.mas".to_owned());
+        }
+    }
+
     // Options of one process.
     for before in &kept {
         let Some(after) = new.instance(&before.name) else { continue };
@@ -176,7 +184,7 @@ pub fn compare(old: &Topology, new: &Topology) -> Comparison {
     changes.extend(companion_changes(old, new));
     let router = router_view(old) != router_view(new)
         || fields.iter().any(|f| {
-            ["listen", "well_known", "companions", "federation", "public_base_url", "media"]
+            ["listen", "well_known", "companions", "auth", "federation", "public_base_url", "media"]
                 .contains(&section(f))
         });
     let refused = fields
@@ -194,7 +202,7 @@ fn companion_changes(old: &Topology, new: &Topology) -> Vec<InstanceChange> {
         action,
         because: match action {
             Action::Keep => Vec::new(),
-            _ => vec![format!("companions.{}", kind.field())],
+            _ => vec![kind.field().to_owned()],
         },
     };
     let find = |topology: &'_ Topology, kind: CompanionKind| topology.companion(kind.name()).cloned();

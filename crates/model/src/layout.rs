@@ -95,6 +95,16 @@ impl Layout {
             database_password: place(&secrets.database_password, "database_password"),
             redis_password: secrets.redis_password.as_ref().map(|source| source.file.clone()),
             pgpass: self.secrets().join("pgpass"),
+            mas: stack.auth.mas.is_some().then(|| MasSecretPaths {
+                shared_secret: place(&secrets.mas_shared_secret, "mas_shared_secret"),
+                encryption: place(&secrets.mas_encryption, "mas_encryption"),
+                rsa_key: place(&secrets.mas_rsa_key, "mas_rsa_key.pem"),
+                ec_key: place(&secrets.mas_ec_key, "mas_ec_key.pem"),
+                database_password: match &secrets.mas_database_password {
+                    own @ Some(_) => place(own, ""),
+                    None => place(&secrets.database_password, "database_password"),
+                },
+            }),
         }
     }
 }
@@ -127,4 +137,21 @@ pub struct SecretPaths {
     pub redis_password: Option<PathBuf>,
     /// libpq's `passfile`, made from the database password, through which Synapse gets it.
     pub pgpass: PathBuf,
+    /// Those of the Matrix Authentication Service, where the stack has it.
+    pub mas: Option<MasSecretPaths>,
+}
+
+/// Where the secrets of the Matrix Authentication Service lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MasSecretPaths {
+    /// What Synapse and MAS know each other by.
+    pub shared_secret: SecretPath,
+    /// MAS's `secrets.encryption_file`.
+    pub encryption: SecretPath,
+    /// Its RSA key.
+    pub rsa_key: SecretPath,
+    /// Its elliptic-curve key.
+    pub ec_key: SecretPath,
+    /// The password of its database user.
+    pub database_password: SecretPath,
 }

@@ -7,6 +7,7 @@
 mod companion;
 mod compare;
 mod layout;
+mod mas;
 mod plan;
 mod preset;
 mod problem;
@@ -17,7 +18,11 @@ mod topology;
 
 pub use companion::{Companion, CompanionKind, Companions, LdapCompanion, PlannedCompanion};
 pub use compare::{Action, Comparison, InstanceChange, compare, grouped};
-pub use layout::{Layout, SecretPath, SecretPaths};
+pub use layout::{Layout, MasSecretPaths, SecretPath, SecretPaths};
+pub use mas::{
+    Account, Algorithm, Apple, Auth, Branding, Captcha, Client, Email, Experimental, InactiveSessions, Mas,
+    OAuth, Passwords, PlannedMas, Policy, Provider, RateLimit, RateLimiting, Scheme, SessionLimit, TokenAuth,
+};
 pub use plan::{plan, reserved_connections};
 pub use preset::{Preset, preset_groups};
 pub use problem::{Problem, Problems};

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 
-use crate::companion;
 use crate::topology::{connections, media_processes};
 use crate::{
     Address, App, Group, Instance, ListenAddress, MAX_WORKERS_PER_GROUP, Network, OWNED_SYNAPSE_OPTIONS,
     Pool, Pools, Preset, Problem, Problems, ROLES, Replicas, Role, Stack, Stream, Topology, WorkerGroup,
     preset_groups,
 };
+use crate::{companion, mas};
 
 /// The longest path that fits a unix socket's address (`sun_path` has 108 bytes, one of them the final NUL). Twisted
 /// adds `.lock` to the path for a file beside the socket, which is no socket and may be longer.
@@ -46,14 +46,16 @@ pub fn plan(stack: &Stack, socket_dir: &Path, default_preset: Preset) -> Result<
     let instances = assemble_instances(stack, &groups, socket_dir, &mut problems);
     check_listen(stack, &instances, &mut problems);
     let max_connections = check_connections(stack, &instances, &mut problems);
-    let companions = companion::plan(stack, socket_dir, &mut problems);
+    let mut companions = companion::plan(stack, socket_dir, &mut problems);
+    let (mas, process) = mas::plan(stack, socket_dir, &mut problems);
+    companions.extend(process);
     if matches!(stack.network, Network::Hosts(_)) {
         check_hosts(stack, &instances, &mut problems);
     }
 
     if problems.is_empty() {
         let topology =
-            Topology { stack: stack.clone(), preset, groups, instances, companions, max_connections };
+            Topology { stack: stack.clone(), preset, groups, instances, companions, mas, max_connections };
         problems = topology.violations().into_iter().map(Problem::Broken).collect();
         if problems.is_empty() {
             return Ok(topology);
@@ -420,7 +422,9 @@ fn check_hosts(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem
 
 fn check_connections(stack: &Stack, instances: &[Instance], problems: &mut Vec<Problem>) -> u32 {
     let reserved = reserved_connections();
-    let needed = connections(instances);
+    // MAS's are on the same server unless it has one of its own.
+    let mas = stack.auth.mas.as_ref().filter(|mas| mas.database.is_none());
+    let needed = connections(instances) + mas.map_or(0, |mas| mas.max_connections.into());
     let max = match (stack.database.max_connections, &stack.database.external) {
         (Some(max), _) => max,
         (None, Some(_)) => POSTGRES_DEFAULT_MAX_CONNECTIONS,

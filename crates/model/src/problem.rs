@@ -239,6 +239,16 @@ pub enum Problem {
         /// The field.
         field: String,
     },
+    /// Something contradicts the Matrix Authentication Service, or it would refuse it.
+    #[error("{reason}")]
+    Mas {
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        mend: String,
+    },
     /// The planner made a topology that breaks an invariant: a defect of matrix-stack, caught before it does harm.
     #[error("the plan breaks a rule of Synapse's: {0}")]
     Broken(Violation),
@@ -264,8 +274,9 @@ impl Problem {
             | Self::AddressTwice { field, .. }
             | Self::OwnedOption { field, .. }
             | Self::CompanionPath { field, .. }
+            | Self::Mas { field, .. }
             | Self::CompanionSettled { field } => field.clone(),
-            Self::CompanionElsewhere { kind } => format!("companions.{}", kind.field()),
+            Self::CompanionElsewhere { kind } => kind.field().to_owned(),
             Self::MediaNotShared { .. } => "media.shared_storage".to_owned(),
             Self::TooManyConnections { .. } => "database.max_connections".to_owned(),
             Self::PortsExhausted { .. } => "network.tcp.base_port".to_owned(),
@@ -365,6 +376,7 @@ impl Problem {
                 "choose a path of its own, outside `/_matrix`, `/_synapse` and `/.well-known`".to_owned()
             }
             Self::CompanionSettled { .. } => "remove it".to_owned(),
+            Self::Mas { mend, .. } => mend.clone(),
             Self::Broken(_) => {
                 "please report this with your stack.yaml; meanwhile use a preset without changes".to_owned()
             }

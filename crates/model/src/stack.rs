@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Companions, Preset, Role};
+use crate::{Auth, Companions, Preset, Role};
 
 /// The largest `count` of a worker group. Synapse's replication is all to all, so hundreds of processes cost
 /// more than they give.
@@ -63,6 +63,9 @@ pub struct Stack {
     /// Who may create an account.
     #[serde(default)]
     pub registration: Registration,
+    /// Who says which users there are, and whose an access token is: Synapse itself, or a service beside it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub auth: Auth,
     /// The media repository.
     #[serde(default)]
     pub media: Media,
@@ -102,6 +105,7 @@ impl Stack {
             redis: Redis::default(),
             synapse: Synapse::default(),
             registration: Registration::default(),
+            auth: Auth::default(),
             media: Media::default(),
             caches: Caches::default(),
             federation: Federation::default(),
@@ -862,6 +866,22 @@ pub struct Secrets {
     /// The password of Valkey or Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis_password: Option<SecretSource>,
+    /// Lets Synapse and MAS trust each other (Synapse's `matrix_authentication_service.secret_path`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mas_shared_secret: Option<SecretSource>,
+    /// What MAS encrypts cookies and parts of its database with: 32 bytes as 64 hexadecimal digits, with nothing behind
+    /// them. It must never change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mas_encryption: Option<SecretSource>,
+    /// MAS's RSA key for signatures, in PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mas_rsa_key: Option<SecretSource>,
+    /// MAS's elliptic-curve key (P-256) for signatures, in PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mas_ec_key: Option<SecretSource>,
+    /// The password of MAS's database user, where that is not Synapse's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mas_database_password: Option<SecretSource>,
 }
 
 /// Where a secret comes from.

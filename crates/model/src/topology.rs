@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::problem::describe_writers;
-use crate::{Balance, Kind, Lookup, PlannedCompanion, Pool, Preset, ROLES, Role, Stack, Stream};
+use crate::{Balance, Kind, Lookup, PlannedCompanion, PlannedMas, Pool, Preset, ROLES, Role, Stack, Stream};
 
 /// Where a listener listens, and where others reach it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -162,6 +162,8 @@ pub struct Topology {
     pub(crate) instances: Vec<Instance>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) companions: Vec<PlannedCompanion>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mas: Option<PlannedMas>,
     pub(crate) max_connections: u32,
 }
 
@@ -189,6 +191,11 @@ impl Topology {
     /// The services beside Synapse.
     pub fn companions(&self) -> &[PlannedCompanion] {
         &self.companions
+    }
+
+    /// The Matrix Authentication Service, wherever it runs.
+    pub fn mas(&self) -> Option<&PlannedMas> {
+        self.mas.as_ref()
     }
 
     /// The service beside Synapse with this name.

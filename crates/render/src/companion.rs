@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use model::{Address, CompanionKind, ListenAddress, PlannedCompanion, Topology};
+use model::{Address, CompanionKind, Layout, ListenAddress, PlannedCompanion, Topology};
 use serde_json::{Map, Value};
 
 use crate::{RenderedFile, yaml_document};
@@ -12,9 +12,10 @@ pub fn companion_file(kind: CompanionKind) -> PathBuf {
     PathBuf::from(format!("{kind}.yaml"))
 }
 
-/// The settings of every companion of a topology.
-pub fn companions(topology: &Topology) -> Vec<RenderedFile> {
-    topology.companions().iter().map(file).collect()
+/// The settings of every companion of a topology, and the configuration of MAS.
+pub fn companions(topology: &Topology, layout: &Layout) -> Vec<RenderedFile> {
+    let own = topology.companions().iter().filter(|companion| companion.kind != CompanionKind::Mas);
+    own.map(file).chain(crate::mas(topology, layout)).collect()
 }
 
 fn file(companion: &PlannedCompanion) -> RenderedFile {

@@ -6,6 +6,7 @@
 mod companion;
 mod compose;
 mod diagram;
+mod mas;
 mod proxy;
 mod synapse;
 mod systemd;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 pub use companion::{companion_file, companions};
 pub use compose::{COMPOSE_DIRECTORIES, ComposeOptions, compose, compose_stack};
 pub use diagram::{DIAGRAM_STYLE, Diagram, View};
+pub use mas::{PRIVATE_PORT as MAS_PRIVATE_PORT, mas};
 pub use proxy::{Unsupported, envoy, haproxy, nginx};
 pub use synapse::{InstanceError, config_args, synapse, synapse_instance, synapse_options};
 pub use systemd::{SystemdOptions, systemd};

@@ -207,6 +207,7 @@ impl Renderer<'_> {
             self.registration(),
             section("Factors on the size of each cache.", json!({ "caches": self.caches() })),
         ];
+        sections.extend(crate::mas::synapse_side(self.topology, self.layout));
         if let Some(features) = self.experimental_features() {
             sections.push(section(
                 "Features that are not in the specification yet.",
@@ -525,7 +526,7 @@ fn listener_title(network: &Network) -> &'static str {
     }
 }
 
-fn section(title: &str, entries: Value) -> Section {
+pub(crate) fn section(title: &str, entries: Value) -> Section {
     let entries = if let Value::Object(entries) = entries { entries } else { Map::new() };
     Section { title: title.to_owned(), entries }
 }
@@ -535,7 +536,7 @@ fn names<'a>(instances: impl IntoIterator<Item = &'a Instance>) -> Value {
 }
 
 /// `base` with `over` on top: mappings are merged, anything else is replaced.
-fn merged(base: Value, over: Option<&Value>) -> Value {
+pub(crate) fn merged(base: Value, over: Option<&Value>) -> Value {
     match (base, over) {
         (base, None) => base,
         (Value::Object(mut base), Some(Value::Object(over))) => {
@@ -551,6 +552,6 @@ fn merged(base: Value, over: Option<&Value>) -> Value {
 
 /// A path as YAML can hold it. Paths come from `stack.yaml`, which is Unicode, so nothing is lost but in a data
 /// directory below a home whose name is not.
-fn text(path: &Path) -> String {
+pub(crate) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

@@ -68,6 +68,12 @@ fn escapes_a_dot(path: &str) -> bool {
     false
 }
 
+/// The host that a request is for, with the port if it says one. With the target in absolute form its authority counts, not
+/// the `Host` header (RFC 9112, section 3.2.2).
+pub(crate) fn host(head: &RequestHead) -> &[u8] {
+    head.authority().or_else(|| head.values(Kind::Host).next()).unwrap_or(b"localhost")
+}
+
 /// What is to be done with a request, by its method and target alone.
 pub(crate) fn decide<'m>(matcher: &'m Matcher, method: &str, target: &str) -> Decision<'m> {
     closed_by_dots(target).map_or_else(|| matcher.decide(method, target), Decision::Closed)
@@ -146,8 +152,7 @@ pub(crate) fn write_request(
     out.push(b' ');
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    // With the target in absolute form its authority counts, not the `Host` header (RFC 9112, section 3.2.2).
-    let host = head.authority().or_else(|| head.values(Kind::Host).next()).unwrap_or(b"localhost");
+    let host = host(head);
     line(b"host", host, out);
     let dropped: Vec<&[u8]> = head.values(Kind::Connection).flat_map(names).collect();
     let (mut proto, mut forwarded_host) = (false, false);

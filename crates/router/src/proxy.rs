@@ -271,7 +271,7 @@ impl Exchange<'_> {
         /// Until it is looked whether the service is back.
         const PAUSE: Duration = Duration::from_millis(50);
         let (state, settings, class) = (self.state, active.settings(), ClassId::Companion.class());
-        let Some((instance, target)) = active.companion(self.head.target()) else {
+        let Some((instance, target)) = active.beside(&self.head) else {
             return Err(Failure::NotFound);
         };
         record.class = Some(class);
@@ -315,6 +315,9 @@ impl Exchange<'_> {
     /// What is to be done with the request.
     fn decide<'m>(&self, active: &'m Active) -> Result<Decided<'m>, Failure> {
         let (method, target) = (self.head.method.as_str(), self.head.target());
+        if active.is_at_mas(&self.head) {
+            return Ok(Decided::Beside);
+        }
         match headers::decide(&active.snapshot.matcher, method, target) {
             Decision::Forward(forward) => Ok(Decided::Forward(forward)),
             Decision::Preflight => Ok(Decided::Here(answer::preflight())),
@@ -324,7 +327,8 @@ impl Exchange<'_> {
                 self.state.metrics.closed(kind.name());
                 Err(Failure::Closed)
             }
-            Decision::NotFound if active.companion(target).is_some() => Ok(Decided::Beside),
+            Decision::Auth => Ok(Decided::Beside),
+            Decision::NotFound if active.beside(&self.head).is_some() => Ok(Decided::Beside),
             Decision::NotFound => Err(Failure::NotFound),
         }
     }

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use model::{Address, Balance, Instance as Planned, Lookup, ROLES, Role, Stack, Topology};
-use routes::{Features, Matcher, Route, Table, WellKnown, well_known, well_known_caching};
+use model::{Address, Balance, Instance as Planned, Lookup, PlannedMas, ROLES, Role, Stack, Topology};
+use routes::{Decision, Features, Matcher, Route, Table, WellKnown, well_known, well_known_caching};
 
 use crate::dns::{Question, Sought};
+use crate::headers;
+use crate::http1::RequestHead;
 use crate::instance::Instance;
 use crate::names::Names;
 use crate::settings::Settings;
@@ -25,6 +27,8 @@ pub struct Snapshot {
     pub(crate) members: Vec<Member>,
     /// The services beside Synapse: the path, the name and the address of each.
     pub(crate) companions: Vec<(String, String, Address)>,
+    /// The Matrix Authentication Service, and what has to be found out about its name.
+    pub(crate) mas: Option<(PlannedMas, Option<Question>)>,
     pub(crate) well_known: BTreeMap<WellKnown, Bytes>,
     pub(crate) well_known_caching: HeaderValue,
     pub(crate) tls: Option<Tls>,
@@ -48,12 +52,7 @@ impl Member {
             Some(Lookup::Address) => Sought::Each,
             Some(Lookup::Srv) => Sought::Targets,
         };
-        let question = match &address {
-            Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => {
-                Some(Question { host: host.clone(), port: *port, sought })
-            }
-            _ => None,
-        };
+        let question = question(&address, sought);
         Some(Self {
             name: instance.name.clone(),
             address,
@@ -61,6 +60,16 @@ impl Member {
             is_pool: instance.is_pool(),
             question,
         })
+    }
+}
+
+/// What has to be found out about an address: nothing, unless it has a name.
+fn question(address: &Address, sought: Sought) -> Option<Question> {
+    match address {
+        Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => {
+            Some(Question { host: host.clone(), port: *port, sought })
+        }
+        _ => None,
     }
 }
 
@@ -81,10 +90,7 @@ impl Snapshot {
     /// The snapshot of a topology, with the endpoint table of the Synapse version that runs.
     pub fn with_table(table: &Table, topology: &Topology, settings: Settings) -> Result<Self, SnapshotError> {
         let stack = topology.stack();
-        let options = routes::Options {
-            admin_open: settings.admin_api,
-            features: Features::from_synapse_options(&stack.synapse.extra),
-        };
+        let options = routes::Options { admin_open: settings.admin_api, features: Features::of(stack) };
         let documents = well_known(stack).into_iter();
         Ok(Self {
             matcher: Matcher::compile(table, topology, &options)?,
@@ -95,6 +101,7 @@ impl Snapshot {
                 .iter()
                 .filter_map(|c| Some((c.path.clone()?, c.kind.name().to_owned(), c.address.clone()?)))
                 .collect(),
+            mas: topology.mas().map(|mas| (mas.clone(), question(&mas.address, Sought::One))),
             well_known: documents.map(|(which, document)| (which, document.to_string().into())).collect(),
             well_known_caching: HeaderValue::from_str(&well_known_caching(stack)).expect("it is plain ASCII"),
             tls: None,
@@ -109,7 +116,8 @@ impl Snapshot {
 
     /// What has to be found out about names.
     pub(crate) fn questions(&self) -> impl Iterator<Item = &Question> {
-        self.members.iter().filter_map(|member| member.question.as_ref())
+        let mas = self.mas.iter().filter_map(|(_, question)| question.as_ref());
+        self.members.iter().filter_map(|member| member.question.as_ref()).chain(mas)
     }
 }
 
@@ -120,6 +128,16 @@ impl fmt::Debug for Snapshot {
             .field("instances", &names)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
+    }
+}
+
+/// The rest of a target that is this path, or below it.
+fn below<'t>(path: &str, target: &'t str) -> Option<Cow<'t, str>> {
+    let rest = target.strip_prefix(path)?;
+    match rest.as_bytes().first() {
+        Some(b'/') => Some(Cow::Borrowed(rest)),
+        Some(b'?') | None => Some(Cow::Owned(format!("/{rest}"))),
+        Some(_) => None,
     }
 }
 
@@ -134,6 +152,7 @@ pub(crate) struct Active {
     by_role: Vec<Vec<Arc<Instance>>>,
     /// The services beside Synapse by their paths.
     companions: Vec<(String, Arc<Instance>)>,
+    mas: Option<Arc<Instance>>,
     /// Those of earlier snapshots that still have requests to end.
     leaving: Vec<Arc<Instance>>,
 }
@@ -147,6 +166,7 @@ impl Active {
             .flat_map(|active| &active.instances)
             .map(|(instance, _)| instance)
             .chain(before.into_iter().flat_map(|active| &active.companions).map(|(_, instance)| instance))
+            .chain(before.and_then(|active| active.mas.as_ref()))
             .map(|instance| (&*instance.name, instance))
             .collect();
         let take = |name: &str, address: &Address| {
@@ -200,7 +220,15 @@ impl Active {
             .iter()
             .map(|(path, name, address)| (path.clone(), take(name, address)))
             .collect();
-        Self { snapshot, instances, pools, by_role, companions, leaving }
+        let mas = snapshot.mas.as_ref().map(|(mas, question)| {
+            let instance = take("mas", &mas.address);
+            if let Some(question) = question {
+                let found = names.get(question).and_then(|known| known.processes.first());
+                instance.set_addresses(found.map_or(&[], |process| &process.addresses));
+            }
+            instance
+        });
+        Self { snapshot, instances, pools, by_role, companions, mas, leaving }
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -221,17 +249,38 @@ impl Active {
         })
     }
 
-    /// The service beside Synapse that a target belongs to, and what the service knows the target as.
-    pub(crate) fn companion<'t>(&self, target: &'t str) -> Option<(&Arc<Instance>, Cow<'t, str>)> {
-        self.companions.iter().find_map(|(path, instance)| {
-            let rest = target.strip_prefix(path.as_str())?;
-            let rest = match rest.as_bytes().first() {
-                Some(b'/') => Cow::Borrowed(rest),
-                Some(b'?') | None => Cow::Owned(format!("/{rest}")),
-                Some(_) => return None,
+    /// The service beside Synapse that a request belongs to unless it is Synapse's, and what the service knows its target
+    /// as. Whatever is asked of a host that is MAS's own is MAS's, and so are logins.
+    pub(crate) fn beside<'t>(&self, head: &'t RequestHead) -> Option<(&Arc<Instance>, Cow<'t, str>)> {
+        let target = head.target();
+        if let (Some((mas, _)), Some(instance)) = (&self.snapshot.mas, &self.mas) {
+            let decision = || self.snapshot.matcher.decide(head.method.as_str(), target);
+            let found = if self.is_at_mas(head) {
+                return Some((instance, below(&mas.path, target)?));
+            } else if matches!(decision(), Decision::Auth) {
+                Some(Cow::Borrowed(target))
+            } else if mas.host.is_none() {
+                below(&mas.path, target)
+            } else {
+                None
             };
-            Some((instance, rest))
-        })
+            if let Some(target) = found {
+                return Some((instance, target));
+            }
+        }
+        self.companions.iter().find_map(|(path, instance)| Some((instance, below(path, target)?)))
+    }
+
+    /// Whether a request is for a host that is MAS's alone.
+    pub(crate) fn is_at_mas(&self, head: &RequestHead) -> bool {
+        let Some(own) = self.snapshot.mas.as_ref().and_then(|(mas, _)| mas.host.as_deref()) else {
+            return false;
+        };
+        let host = headers::host(head);
+        // Some write the port that is the scheme's own.
+        let plain = [":443", ":80"].into_iter().find_map(|port| host.strip_suffix(port.as_bytes()));
+        host.eq_ignore_ascii_case(own.as_bytes())
+            || plain.is_some_and(|host| host.eq_ignore_ascii_case(own.as_bytes()))
     }
 
     pub(crate) fn instance(&self, name: &str) -> Option<&Arc<Instance>> {
@@ -241,5 +290,58 @@ impl Active {
     /// Every instance that may have requests in flight.
     pub(crate) fn busy(&self) -> impl Iterator<Item = &Arc<Instance>> {
         self.instances.iter().map(|(instance, _)| instance).chain(&self.leaving)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use model::Preset;
+
+    use super::*;
+    use crate::http1::HeadLimits;
+
+    /// Where a router of a stack with MAS takes requests: their service's name, and what it knows the target as.
+    fn beside(mas: &str, host: &str, target: &str) -> Option<String> {
+        let text = format!(
+            r#"{{"server_name": "example.org", "public_base_url": "https://matrix.example.org",
+                "companions": {{"webhook": {{}}}}, "auth": {{"mas": {{"public_base_url": "{mas}"}}}}}}"#
+        );
+        let stack: Stack = serde_json::from_str(&text).unwrap();
+        let topology = model::plan(&stack, Path::new("/run/x"), Preset::Small).unwrap();
+        let snapshot = Snapshot::new(&topology, Settings::default()).unwrap();
+        let active = Active::new(Arc::new(snapshot), None, &Names::new());
+        let mut text = Bytes::from(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let head = RequestHead::parse(&mut text, HeadLimits { bytes: 8192, headers: 100 }).unwrap().unwrap();
+        active.beside(&head).map(|(instance, target)| format!("{} {target}", instance.name))
+    }
+
+    #[test]
+    fn a_host_of_its_own_is_mass_whole() {
+        let at = |host: &str, target: &str| beside("https://auth.example.org", host, target);
+        let mas = |target: &str| Some(format!("mas {target}"));
+        for target in
+            ["/", "/account/?x=1", "/.well-known/openid-configuration", "/_synapse/admin", "/webhook"]
+        {
+            assert_eq!(at("auth.example.org", target), mas(target));
+            assert_eq!(at("AUTH.example.org:443", target), mas(target));
+        }
+        assert_eq!(at("matrix.example.org", "/_matrix/client/v3/login"), mas("/_matrix/client/v3/login"));
+        assert_eq!(at("auth.example.org.evil.example", "/account/"), None);
+        assert_eq!(at("matrix.example.org", "/account/"), None);
+        assert_eq!(at("matrix.example.org", "/webhook/a"), Some("webhook /a".to_owned()));
+    }
+
+    #[test]
+    fn a_path_of_its_own_is_taken_away() {
+        let at = |target: &str| beside("https://matrix.example.org/auth/", "matrix.example.org", target);
+        let mas = |target: &str| Some(format!("mas {target}"));
+        assert_eq!(at("/auth/account/?x=1"), mas("/account/?x=1"));
+        assert_eq!(at("/auth"), mas("/"));
+        assert_eq!(at("/auth?x"), mas("/?x"));
+        assert_eq!(at("/authentic"), None);
+        assert_eq!(at("/_matrix/client/r0/refresh"), mas("/_matrix/client/r0/refresh"));
+        assert_eq!(at("/_matrix/client/v3/sync"), None);
     }
 }

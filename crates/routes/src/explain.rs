@@ -62,6 +62,9 @@ impl Matcher {
                     format!("the router answers `/.well-known/matrix/{which}` from the configuration"),
                 )
             }
+            Decision::Auth => {
+                ("auth", "the Matrix Authentication Service answers logins, logouts and refreshes".to_owned())
+            }
             Decision::Landing => ("landing", "the router has a page of its own at `/`".to_owned()),
             Decision::Closed(closed) => ("closed", why_closed(*closed).to_owned()),
             Decision::NotFound => {

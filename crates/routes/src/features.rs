@@ -12,6 +12,16 @@ impl Features {
         Self(options.clone())
     }
 
+    /// The features that a stack turns on.
+    pub fn of(stack: &model::Stack) -> Self {
+        let features = Self::from_synapse_options(&stack.synapse.extra);
+        if stack.auth.mas.is_some() {
+            features.with("matrix_authentication_service.enabled")
+        } else {
+            features
+        }
+    }
+
     /// Turns an option on, such as `experimental_features.msc4306_enabled`.
     #[must_use]
     pub fn with(mut self, name: &str) -> Self {

@@ -102,6 +102,8 @@ pub enum Decision<'m> {
     Preflight,
     /// The router answers with its own document.
     WellKnown(WellKnown),
+    /// The Matrix Authentication Service answers it in Synapse's stead.
+    Auth,
     /// `/`: the router's landing page.
     Landing,
     /// It must not be reached here. The answer is that of a path that does not exist.
@@ -206,6 +208,8 @@ pub struct Matcher {
     several: Box<[bool]>,
     admin_open: bool,
     mas: bool,
+    /// Whether there is a Matrix Authentication Service that answers logins.
+    auth: bool,
     version: Box<str>,
 }
 
@@ -259,6 +263,7 @@ impl Matcher {
                 .collect(),
             admin_open: options.admin_open,
             mas: options.features.is_on("matrix_authentication_service.enabled"),
+            auth: topology.mas().is_some(),
             version: table.version().into(),
         })
     }
@@ -275,6 +280,7 @@ impl Matcher {
                 Decision::WellKnown(what)
             }
             Place::Landing | Place::WellKnown(_) | Place::Nowhere => Decision::NotFound,
+            Place::Table if self.auth && is_login(path) => Decision::Auth,
             Place::Table => Decision::Forward(self.forward(method, path, query)),
         }
     }
@@ -376,6 +382,16 @@ impl Matcher {
         let room = route.room_segment.and_then(|wanted| segment_range(path, wanted));
         Forward { route, room, method_registered: registered.is_some() }
     }
+}
+
+/// Whether a path is one of those of the client-server API that the Matrix Authentication Service answers for clients that
+/// know nothing of OAuth (its `compat` resource): logins, logouts and the refreshing of tokens, of any version.
+fn is_login(path: &str) -> bool {
+    let Some((_, rest)) = path.strip_prefix("/_matrix/client/").and_then(|rest| rest.split_once('/')) else {
+        return false;
+    };
+    matches!(rest, "login" | "logout" | "logout/all" | "refresh" | "login/sso/redirect")
+        || rest.strip_prefix("login/sso/redirect/").is_some_and(|provider| !provider.contains('/'))
 }
 
 /// Adds an endpoint's route, and that of its initial syncs; the index of the first.

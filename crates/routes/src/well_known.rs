@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{Contact, Stack};
+use model::{CompanionKind, Contact, Stack};
 use serde_json::{Map, Value, json};
 
 use crate::matcher::WellKnown;
@@ -38,15 +38,22 @@ fn client(stack: &Stack) -> Value {
     };
     add("m.homeserver", Some(json!({ "base_url": stack.base_url() })));
     add("m.identity_server", settings.identity_server.as_ref().map(|url| json!({ "base_url": url })));
-    add(
-        "org.matrix.msc2965.authentication",
-        settings.authentication.as_ref().map(|at| match &at.account {
-            Some(account) => json!({ "issuer": at.issuer, "account": account }),
-            None => json!({ "issuer": at.issuer }),
-        }),
-    );
+    let own = settings.authentication.as_ref().map(|at| match &at.account {
+        Some(account) => json!({ "issuer": at.issuer, "account": account }),
+        None => json!({ "issuer": at.issuer }),
+    });
+    let of_mas = || {
+        let mas = stack.auth.mas.as_ref()?;
+        let base = mas.public_base();
+        let issuer = mas.issuer.as_ref().unwrap_or(&base);
+        Some(json!({ "issuer": issuer, "account": format!("{base}account/") }))
+    };
+    add("org.matrix.msc2965.authentication", own.or_else(of_mas));
     let focus = |url: &String| json!({ "type": "livekit", "livekit_service_url": url });
-    let foci: Vec<Value> = settings.livekit.iter().map(focus).collect();
+    let mut foci: Vec<Value> = settings.livekit.iter().map(focus).collect();
+    if let (true, Some(path)) = (foci.is_empty(), stack.companions.path(CompanionKind::LivekitJwt)) {
+        foci.push(focus(&format!("{}{path}", stack.base_url())));
+    }
     add("org.matrix.msc4143.rtc_foci", (!foci.is_empty()).then(|| foci.into()));
     // Its fields are named as in the document.
     let encryption = settings.encryption.as_ref().and_then(|hints| serde_json::to_value(hints).ok());
@@ -133,6 +140,12 @@ mod tests {
             json!({"m.homeserver": {"base_url": "https://matrix.example.org"}, "org.example": {"a": 1}})
         );
         assert_eq!(server(&stack), Some(json!({"m.server": "matrix.example.org:443"})));
+
+        stack.companions.livekit_jwt = Some(model::Companion::default());
+        let foci = |stack: &Stack| client(stack)["org.matrix.msc4143.rtc_foci"][0]["livekit_service_url"].clone();
+        assert_eq!(foci(&stack), "https://matrix.example.org/livekit/jwt");
+        stack.well_known.livekit.push("https://calls.example.org".into());
+        assert_eq!(foci(&stack), "https://calls.example.org");
 
         stack.well_known.server = Some("fed.example.org:8448".into());
         assert_eq!(server(&stack), Some(json!({"m.server": "fed.example.org:8448"})));

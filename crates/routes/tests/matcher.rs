@@ -368,3 +368,38 @@ fn encoded_and_plain_rooms_have_one_key() {
         key("/_matrix/client/r0/rooms/%21abc%3aexample.org/state/m.x/y"),
     );
 }
+
+#[test]
+fn logins_are_another_services_where_there_is_one() {
+    let mut stack = Stack::new(ServerName::try_from("example.org".to_owned()).expect("a server name"));
+    stack.auth.mas = Some(model::Mas::new("https://auth.example.org"));
+    let topology = model::plan(&stack, Path::new("/run/x"), Preset::Small).expect("a plan");
+    let options = Options { admin_open: false, features: Features::of(&stack) };
+    let matcher =
+        Matcher::compile(Table::newest(), &topology, &options).expect("every endpoint has a target");
+    for (method, path) in [
+        ("GET", "login"),
+        ("POST", "login"),
+        ("POST", "logout"),
+        ("POST", "logout/all"),
+        ("POST", "refresh"),
+        ("GET", "login/sso/redirect"),
+        ("GET", "login/sso/redirect/oidc-github?redirectUrl=x"),
+    ] {
+        for version in ["r0", "v3", "unstable"] {
+            let target = format!("/_matrix/client/{version}/{path}");
+            assert!(matches!(matcher.decide(method, &target), Decision::Auth), "{target}");
+            assert!(
+                matches!(public(Preset::Small).decide(method, &target), Decision::Forward(_)),
+                "{target}"
+            );
+        }
+    }
+    assert!(matches!(matcher.decide("OPTIONS", "/_matrix/client/v3/login"), Decision::Preflight));
+    // Synapse says where the service is, and is told of its users.
+    assert_eq!(class(&matcher, "GET", "/_matrix/client/v1/auth_metadata").id, ClassId::Client);
+    assert_eq!(class(&matcher, "POST", "/_synapse/mas/provision_user").id, ClassId::Mas);
+    for path in ["login/get_token", "logout/", "login/sso/redirect/a/b", "v3/login", "account/whoami"] {
+        forwarded(&matcher, "POST", &format!("/_matrix/client/v3/{path}"));
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Layout, PlannedCompanion, Topology};
+use model::{CompanionKind, Layout, PlannedCompanion, Topology};
 use tokio::time::sleep;
 
 use crate::install::{InstallOptions, Packages};
@@ -99,10 +99,13 @@ impl Alone<'_> {
     }
 
     fn companion(&self, companion: &PlannedCompanion) -> Result<Spec, UpError> {
-        for file in render::companions(self.topology) {
+        for file in render::companions(self.topology, self.layout) {
             state::write_private(&self.layout.config().join(&file.path), file.contents.as_bytes())?;
         }
-        Ok(companion_alone(companion, self.layout))
+        if companion.kind == CompanionKind::Mas {
+            state::remove_socket(&companion.private);
+        }
+        Ok(companion_alone(companion, self.topology.stack(), self.layout))
     }
 
     async fn synapse(&self, name: &str, programs: &Programs) -> Result<Spec, UpError> {
@@ -134,6 +137,7 @@ impl Alone<'_> {
             sleep(POLL).await;
         }
         let password = &self.layout.secret_paths(self.topology.stack()).database_password.path;
-        Ok(cluster.provision(config::secrets::read(password)?.expose()).await?)
+        let mas = self.topology.companion(CompanionKind::Mas.name()).is_some();
+        Ok(cluster.provision(config::secrets::read(password)?.expose(), mas).await?)
     }
 }

@@ -117,6 +117,14 @@ pub(crate) fn fixed(now: &Topology, new: &Topology, connections: u32) -> Option<
     let below = |field: &str, above: &str| {
         field.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
+    let mas = |topology: &Topology| {
+        let mas = topology.stack().auth.mas.as_ref();
+        mas.map(|mas| (mas.run, mas.program.clone(), mas.database.clone()))
+    };
+    if mas(now) != mas(new) {
+        let reason = "sessions and their database change hands: stop the stack in between".to_owned();
+        return Some(Fixed { field: "auth.mas".to_owned(), reason });
+    }
     for field in &comparison.fields {
         if let Some((_, reason)) = FIXED.iter().find(|(fixed, _)| below(field, fixed)) {
             return Some(Fixed { field: field.clone(), reason: (*reason).to_owned() });

@@ -25,6 +25,8 @@ use crate::launch::{self, LaunchError, Launcher, Spec, User};
 
 /// The database's name, and that of the role that owns it.
 pub const NAME: &str = "synapse";
+/// The database of the Matrix Authentication Service, of the same role.
+const MAS: &str = "mas";
 
 /// How to stop the server: each signal with how long to wait for it. To the process itself, not to its group.
 ///
@@ -311,15 +313,17 @@ impl Cluster {
         self.connect(PROBE_LIMIT).await.map(drop)
     }
 
-    /// Makes the role and the database for Synapse, or brings them up to date: the role's password becomes `password`.
-    pub async fn provision(&self, password: &str) -> Result<(), PostgresError> {
+    /// Makes the role and the database for Synapse, or brings them up to date: the role's password becomes `password`. `mas`:
+    /// makes that of the Matrix Authentication Service too, for the same role.
+    pub async fn provision(&self, password: &str, mas: bool) -> Result<(), PostgresError> {
         if password.is_empty() || password.contains('\0') {
             return Err(PostgresError::Password);
         }
         let work = async {
             let client = self.connect(PROVISION_LIMIT).await?;
             provision_role(&client, password).await?;
-            provision_database(&client).await
+            provision_database(&client, NAME).await?;
+            if mas { provision_database(&client, MAS).await } else { Ok(()) }
         };
         tokio::time::timeout(PROVISION_LIMIT, work).await.unwrap_or_else(|_| {
             Err(PostgresError::NotReady { socket: self.socket(), reason: "it took too long".to_owned() })
@@ -573,14 +577,14 @@ async fn provision_role(client: &Client, password: &str) -> Result<(), PostgresE
     client.batch_execute(&script).await.map_err(refused("set up the role"))
 }
 
-async fn provision_database(client: &Client) -> Result<(), PostgresError> {
+async fn provision_database(client: &Client, name: &str) -> Result<(), PostgresError> {
     let row = client
-        .query_opt("SELECT pg_encoding_to_char(encoding)::text, datcollate::text FROM pg_database WHERE datname = $1", &[&NAME])
+        .query_opt("SELECT pg_encoding_to_char(encoding)::text, datcollate::text FROM pg_database WHERE datname = $1", &[&name])
         .await
         .map_err(refused("look up the database"))?;
     let Some(row) = row else {
         let create =
-            format!("CREATE DATABASE {NAME} OWNER {NAME} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'");
+            format!("CREATE DATABASE {name} OWNER {NAME} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'");
         return client.batch_execute(&create).await.map_err(refused("create the database"));
     };
     let (encoding, collation): (String, String) = (row.get(0), row.get(1));
@@ -636,7 +640,7 @@ const ACCESS: &str = "\
 # TYPE  DATABASE     USER      METHOD
 local   all          postgres  peer map=admin
 local   replication  postgres  peer map=admin
-local   synapse      synapse   scram-sha-256
+local   synapse,mas  synapse   scram-sha-256
 ";
 
 /// `pg_ident.conf`: the users of this machine who may be the superuser.

@@ -138,7 +138,7 @@ pub(crate) fn start_router(topology: &Topology, layout: &Layout, table: &Table) 
 
 /// Writes every process's configuration.
 pub(crate) fn write_configuration(topology: &Topology, layout: &Layout) -> Result<(), UpError> {
-    for file in render::synapse(topology, layout).into_iter().chain(render::companions(topology)) {
+    for file in render::synapse(topology, layout).into_iter().chain(render::companions(topology, layout)) {
         state::write_private(&layout.config().join(&file.path), file.contents.as_bytes())?;
     }
     state::write_private(&units::fork_server_program(layout), forks::PROGRAM.as_bytes())?;
@@ -147,7 +147,7 @@ pub(crate) fn write_configuration(topology: &Topology, layout: &Layout) -> Resul
 
 /// Removes the configuration of processes that are no more.
 pub(crate) fn tidy_configuration(topology: &Topology, layout: &Layout) {
-    let files = render::synapse(topology, layout).into_iter().chain(render::companions(topology));
+    let files = render::synapse(topology, layout).into_iter().chain(render::companions(topology, layout));
     let files: BTreeSet<_> = files.map(|file| file.path).collect();
     for entry in std::fs::read_dir(layout.config()).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -183,7 +183,9 @@ impl Site {
     pub(crate) fn units(&self, topology: &Topology, names: &[String]) -> Vec<(About, Kind)> {
         let unit = |name: &String| match topology.instance(name) {
             Some(instance) => Some(units::synapse(instance, &self.programs, &self.layout)),
-            None => topology.companion(name).map(|companion| units::companion(companion, &self.layout)),
+            None => topology
+                .companion(name)
+                .map(|companion| units::companion(companion, topology.stack(), &self.layout)),
         };
         names.iter().filter_map(unit).collect()
     }

@@ -251,6 +251,9 @@ pub(crate) struct Applied {
     pub(crate) agreement: Agreement,
     /// Whether the first admin user exists.
     pub(crate) admin: bool,
+    /// Whether accounts are those of the Matrix Authentication Service.
+    #[serde(default)]
+    pub(crate) mas: bool,
 }
 
 /// Who shares which work: stream writers, and the other lists that all processes must agree on.
@@ -270,8 +273,8 @@ pub(crate) fn agreement(topology: &Topology) -> Agreement {
 
 impl Applied {
     /// What is applied now.
-    pub(crate) fn new(synapse: String, agreement: Agreement, admin: bool) -> Self {
-        Self { format: FORMAT, synapse, agreement, admin }
+    pub(crate) fn new(synapse: String, agreement: Agreement, admin: bool, mas: bool) -> Self {
+        Self { format: FORMAT, synapse, agreement, admin, mas }
     }
 
     fn path(layout: &Layout) -> PathBuf {
@@ -384,12 +387,15 @@ impl Records {
 
 /// Removes the sockets that a process which was killed left, for Twisted does not listen on those that are there.
 pub(crate) fn remove_own_sockets(instance: &Instance) {
-    for address in instance.client.iter().chain([&instance.private]) {
-        if let Address::Unix { path } = address {
-            // What cannot be removed is in the way of the bind, whose error is in the process's log.
-            let _ = fs::remove_file(path);
-            let _ = fs::remove_file(with_suffix(path, ".lock"));
-        }
+    instance.client.iter().chain([&instance.private]).for_each(remove_socket);
+}
+
+/// Removes what an earlier run left at an address.
+pub(crate) fn remove_socket(address: &Address) {
+    if let Address::Unix { path } = address {
+        // What cannot be removed is in the way of the bind, whose error is in the process's log.
+        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(with_suffix(path, ".lock"));
     }
 }
 
@@ -466,7 +472,7 @@ mod tests {
             Preset::Full,
         )
         .unwrap();
-        let applied = Applied::new("1.163.2".into(), agreement(&topology), true);
+        let applied = Applied::new("1.163.2".into(), agreement(&topology), true, false);
         applied.save(&layout).unwrap();
         assert_eq!(Applied::load(&layout).unwrap(), applied);
         assert_eq!(applied.agreement["stream events"], ["event_persister_1", "event_persister_2"]);

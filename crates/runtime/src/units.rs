@@ -1,10 +1,11 @@
 //! Every process of a stack, as the supervisor takes it: what it is, and all that starting it takes.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Address, Instance, Layout, PlannedCompanion, Stack, Topology};
+use model::{Address, CompanionKind, Instance, Layout, PlannedCompanion, Stack, Topology};
 use nix::sys::signal::Signal;
 
 use crate::install::{self, InstallOptions, Packages};
@@ -52,6 +53,7 @@ pub(crate) fn find_programs(
 ) -> Result<Programs, UpError> {
     let own = stack.synapse.python.clone();
     let all_external = own.is_some() && stack.database.external.is_some() && stack.redis.external.is_some();
+    mas_program(stack)?;
     let packages = if all_external { None } else { Some(install::ensure(install, tell)?) };
     let (python, synapse) = match (own, &packages) {
         (Some(python), _) => {
@@ -122,9 +124,10 @@ fn postgres_unit(
     let cluster = Arc::new(Cluster::new(packages, layout, user, launcher.clone()));
     let settings = postgres_settings(topology);
     let password = config::secrets::read(database_password)?.expose().to_owned();
+    let mas = topology.companion(CompanionKind::Mas.name()).is_some();
     let about = about("postgres", &["bin/postgres"], Signal::SIGINT);
     let address = Some(Address::Unix { path: layout.postgres_socket_dir() }.to_string());
-    Ok((About { address, ..about }, Kind::Postgres { cluster, settings, password }))
+    Ok((About { address, ..about }, Kind::Postgres { cluster, settings, password, mas }))
 }
 
 pub(crate) fn postgres_settings(topology: &Topology) -> postgres::Settings {
@@ -160,10 +163,35 @@ pub(crate) fn synapse(instance: &Instance, programs: &Programs, layout: &Layout)
     (about, Kind::Synapse { instance: Box::new(instance.clone()), args, alone: Box::new(alone) })
 }
 
+/// The program of the Matrix Authentication Service, where the stack runs it.
+fn mas_program(stack: &Stack) -> Result<Option<PathBuf>, UpError> {
+    const NAME: &str = "mas-cli";
+    let Some(mas) = stack.auth.mas.as_ref().filter(|mas| mas.run) else { return Ok(None) };
+    let found = match &mas.program {
+        Some(program) => program.is_file().then(|| program.clone()),
+        None => launch::find_programs(NAME, &std::env::var_os("PATH").unwrap_or_default()).into_iter().next(),
+    };
+    let program = mas.program.clone().unwrap_or_else(|| NAME.into());
+    found.map(Some).ok_or(UpError::NoMas { program })
+}
+
 /// What a companion is started with.
-pub(crate) fn companion_alone(companion: &PlannedCompanion, layout: &Layout) -> Spec {
+pub(crate) fn companion_alone(companion: &PlannedCompanion, stack: &Stack, layout: &Layout) -> Spec {
     let name = companion.kind.name();
     let file = layout.config().join(render::companion_file(companion.kind));
+    if companion.kind == CompanionKind::Mas {
+        // Should it have gone since it was looked for, the start says so.
+        let program = mas_program(stack).ok().flatten().unwrap_or_else(|| "mas-cli".into());
+        // It brings its database up to date by itself, and puts clients and providers of the file into it.
+        let spec = Spec::new(program)
+            .args(["server", "--config"])
+            .arg(file)
+            .directory(layout.data_dir())
+            .umask(0o077)
+            .death_signal(Signal::SIGTERM);
+        let of_its_own = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with("MAS_"));
+        return std::env::vars_os().map(|(name, _)| name).filter(of_its_own).fold(spec, Spec::env_remove);
+    }
     // This very program, even if its file was replaced or removed since it was started.
     Spec::new("/proc/self/exe")
         .args(["serve", name, "--config"])
@@ -174,11 +202,16 @@ pub(crate) fn companion_alone(companion: &PlannedCompanion, layout: &Layout) -> 
 }
 
 /// One of the services beside Synapse.
-pub(crate) fn companion(companion: &PlannedCompanion, layout: &Layout) -> (About, Kind) {
+pub(crate) fn companion(companion: &PlannedCompanion, stack: &Stack, layout: &Layout) -> (About, Kind) {
     let name = companion.kind.name();
-    let about = about(name, &[&format!("serve {name}")], Signal::SIGTERM);
+    let file = layout.config().join(render::companion_file(companion.kind));
+    let mark = match companion.kind {
+        CompanionKind::Mas => format!("server --config {}", file.display()),
+        _ => format!("serve {name}"),
+    };
+    let about = about(name, &[&mark], Signal::SIGTERM);
     let address = Some(companion.address.as_ref().unwrap_or(&companion.private).to_string());
-    let spec = Box::new(companion_alone(companion, layout));
+    let spec = Box::new(companion_alone(companion, stack, layout));
     (About { address, ..about }, Kind::Companion { companion: Box::new(companion.clone()), spec })
 }
 

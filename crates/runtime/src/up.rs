@@ -62,6 +62,9 @@ pub struct UpOptions {
     /// Whether Synapse's processes are forked from one that has imported Synapse. Default: yes. They start one by one
     /// where that cannot be.
     pub fork_server: bool,
+    /// Whether accounts may go over to the Matrix Authentication Service, or back, on a stack that has run already. Default:
+    /// no.
+    pub change_auth: bool,
     /// Whether this is the background process of [`detach`]: it leaves the terminal's session.
     pub detached: bool,
 }
@@ -78,6 +81,7 @@ impl UpOptions {
             start_timeout: Duration::from_secs(120),
             drain: Duration::from_secs(5),
             fork_server: true,
+            change_auth: false,
             detached: false,
         }
     }
@@ -162,6 +166,27 @@ pub enum UpError {
     /// Valkey cannot be started.
     #[error(transparent)]
     Valkey(#[from] ValkeyError),
+    /// The program of the Matrix Authentication Service is not there.
+    #[error(
+        "`{}`, the program of the Matrix Authentication Service, is not there: put it on PATH (its releases are at \
+         https://github.com/element-hq/matrix-authentication-service/releases), name it as `auth.mas.program`, or set \
+         `auth.mas.run: false` if it runs elsewhere", .program.display()
+    )]
+    NoMas {
+        /// What was looked for.
+        program: PathBuf,
+    },
+    /// The stack has run with its accounts elsewhere.
+    #[error(
+        "this stack has run {}, and its accounts and sessions do not follow by themselves: {}, or move them first \
+         (docs/mas.md) and then say `up --change-auth` once",
+        if *.mas { "without the Matrix Authentication Service" } else { "with the Matrix Authentication Service" },
+        if *.mas { "remove `auth.mas`" } else { "put `auth.mas` back" }
+    )]
+    OtherAuth {
+        /// Whether the stack has MAS now.
+        mas: bool,
+    },
     /// There is no such process to run.
     #[error("this stack runs no process `{name}` itself; it runs {}", .names.join(", "))]
     NoProcess {
@@ -473,6 +498,11 @@ async fn sweep(layout: &Layout, teller: &Teller) -> Result<(), UpError> {
 async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) -> Result<Begun, UpError> {
     let UpOptions { topology, layout, .. } = options;
     let launcher = Launcher::this_program();
+    let applied = Applied::load(layout)?;
+    let mas = topology.mas().is_some();
+    if !applied.synapse.is_empty() && applied.mas != mas && !options.change_auth {
+        return Err(UpError::OtherAuth { mas });
+    }
     let installing = Instant::now();
     let programs = units::programs(options, &launcher, &control.teller).await?;
     let install_seconds = installing.elapsed();
@@ -481,7 +511,6 @@ async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) ->
     let secrets = config::secrets::ensure(stack, layout)?;
     site::write_configuration(topology, layout)?;
     site::tidy_configuration(topology, layout);
-    let applied = Applied::load(layout)?;
     let agreement = state::agreement(topology);
 
     let table = endpoints(&programs.synapse, &control.teller);
@@ -523,8 +552,9 @@ async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) ->
     let names: Vec<String> = topology.names().map(str::to_owned).collect();
     units.extend(site.units(topology, &names));
     control.teller.tell(Event::Planned { processes: units.len() });
-    let registering =
-        async { if applied.admin { Ok(None) } else { first_admin(options, &supervisor, control).await } };
+    let registering = async {
+        if applied.admin || mas { Ok(None) } else { first_admin(options, &supervisor, control).await }
+    };
     let starting = async {
         let (admin, ()) = tokio::try_join!(registering, site.bring_up(units, same, true))?;
         Ok(admin)
@@ -535,7 +565,7 @@ async fn start(options: &UpOptions, sockets: Sockets, control: &Arc<Control>) ->
     let limit = if migrates { options.start_timeout.max(MIGRATION) } else { options.start_timeout };
     let admin = site.within(limit, starting).await?;
 
-    let applied = Applied::new(site.programs.synapse.clone(), agreement, admin.is_none());
+    let applied = Applied::new(site.programs.synapse.clone(), agreement, admin.is_none(), mas);
     applied.save(layout)?;
     *site.applied() = applied;
     let started = Started {

@@ -86,6 +86,17 @@ pub enum UserError {
         /// Synapse's words.
         message: String,
     },
+    /// Synapse creates no accounts in this stack.
+    #[error(
+        "accounts of this stack belong to the Matrix Authentication Service: create `{name}` with \
+         `mas-cli manage register-user --config FILE`, where FILE is its configuration (`{}`)", .config.display()
+    )]
+    Mas {
+        /// The name.
+        name: String,
+        /// MAS's configuration.
+        config: std::path::PathBuf,
+    },
     /// The registration secret cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -94,6 +105,10 @@ pub enum UserError {
 /// Creates an account on a running stack, and returns its user ID.
 pub async fn add(layout: &Layout, stack: &Stack, account: Account<'_>) -> Result<String, UserError> {
     check(account)?;
+    if stack.auth.mas.is_some() {
+        let config = layout.config().join(render::companion_file(model::CompanionKind::Mas));
+        return Err(UserError::Mas { name: account.name.to_owned(), config });
+    }
     let secret = config::secrets::read(&layout.secret_paths(stack).registration_shared_secret.path)?;
     let address = main_address(layout, stack);
     register(&address, secret.expose(), account).await

@@ -32,10 +32,15 @@ pub(crate) fn render(what: &Render, stack: &StackArguments) -> anyhow::Result<()
             }
             Ok(())
         }
-        Render::Nginx(to) => proxy(Place::find(stack)?, to, render::nginx),
-        Render::Haproxy(to) => {
-            proxy(Place::find(stack)?, to, |topology, matcher| Ok(render::haproxy(topology, matcher)))
+        Render::Mas { out } => {
+            let place = Place::find(stack)?;
+            let file = render::mas(&place.plan()?, &place.layout).context(
+                "this stack has no Matrix Authentication Service; give it one with `auth.mas` in stack.yaml",
+            )?;
+            Ok(runtime::write_file(out, file.contents.as_bytes(), 0o600)?)
         }
+        Render::Nginx(to) => proxy(Place::find(stack)?, to, render::nginx),
+        Render::Haproxy(to) => proxy(Place::find(stack)?, to, render::haproxy),
         Render::Envoy(to) => proxy(Place::find(stack)?, to, render::envoy),
         Render::Systemd(to) => systemd(to, stack),
         Render::Compose { out } => compose(out, stack),

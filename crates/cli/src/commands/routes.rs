@@ -206,8 +206,5 @@ fn compile(table: &Table, topology: &Topology) -> anyhow::Result<Matcher> {
 
 fn options(topology: &Topology) -> Options {
     let stack = topology.stack();
-    Options {
-        admin_open: stack.listen.admin_api,
-        features: Features::from_synapse_options(&stack.synapse.extra),
-    }
+    Options { admin_open: stack.listen.admin_api, features: Features::of(stack) }
 }

@@ -28,6 +28,7 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
     });
     let mut options = UpOptions::new(topology, place.layout.clone(), packages, read_again);
     options.detached = arguments.detached;
+    options.change_auth = arguments.change_auth;
     options.fork_server = !arguments.no_fork_server;
     let display = progress::for_stderr();
     super::block_on(async {
@@ -39,7 +40,7 @@ pub(crate) fn up(arguments: &Up, stack: &StackArguments) -> anyhow::Result<ExitC
             );
             return Ok(ExitCode::SUCCESS);
         }
-        foreground(options, display).await
+        Box::pin(foreground(options, display)).await
     })
 }
 

@@ -8,6 +8,7 @@ mod calls;
 mod compose;
 mod compressed;
 mod console;
+mod mas;
 mod reload;
 mod scenarios;
 mod served;

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::stack::{PROGRAM, Stack, is_healthy, password, script, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{calls, compose, compressed, console, reload, scenarios, served, tokens, truth, units};
+use crate::{calls, compose, compressed, console, mas, reload, scenarios, served, tokens, truth, units};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -61,6 +61,8 @@ pub(crate) const ALL: &[(&str, fn())] = &[
         "a_room_is_compressed_while_its_members_come_and_go",
         compressed::a_room_is_compressed_while_its_members_come_and_go,
     ),
+    ("tokens_of_another_service_change_and_nothing_is_lost", mas::tokens_of_another_service),
+    ("mas_itself_serves_a_stack", mas::mas_itself),
     ("units_run_without_up", units::units_run_without_up),
     ("compose_files_fit_together", compose::compose_files_fit_together),
 ];

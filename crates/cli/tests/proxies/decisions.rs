@@ -40,7 +40,9 @@ fn check(bench: &Bench, client: &mut Client, method: &str, target: &str) {
             assert_eq!(response.header("content-type"), "application/json", "{}", said());
             cors(bench, &response);
         }
-        Decision::Closed(_) | Decision::NotFound => unrecognized(bench, method, target, &response),
+        Decision::Closed(_) | Decision::NotFound | Decision::Auth => {
+            unrecognized(bench, method, target, &response);
+        }
     }
 }
 

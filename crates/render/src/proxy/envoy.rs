@@ -12,6 +12,7 @@ use super::{
 
 /// A whole configuration file for Envoy. Not for a topology whose pools are found by SRV records.
 pub fn envoy(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupported> {
+    super::without_mas(topology)?;
     if let Some(pool) = first_pool(topology, &[Lookup::Srv]) {
         return Err(Unsupported::Srv { pool });
     }

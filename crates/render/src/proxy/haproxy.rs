@@ -5,10 +5,11 @@
 use model::{Address, Balance, Listen, ListenAddress, Lookup, Topology};
 use routes::{Key, Matcher, answers};
 
-use super::{Outcome, Pool, Routing, Target, error, line, not_found, pattern};
+use super::{Outcome, Pool, Routing, Target, Unsupported, error, line, not_found, pattern};
 
 /// A whole configuration file for HAProxy.
-pub fn haproxy(topology: &Topology, matcher: &Matcher) -> String {
+pub fn haproxy(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupported> {
+    super::without_mas(topology)?;
     let routing = Routing::new(topology, matcher);
     let mut out = String::new();
     let preamble = routing.preamble(
@@ -27,7 +28,7 @@ pub fn haproxy(topology: &Topology, matcher: &Matcher) -> String {
     for pool in routing.sorted_pools() {
         backend(&mut out, pool);
     }
-    out
+    Ok(out)
 }
 
 fn defaults(out: &mut String, routing: &Routing<'_>) {

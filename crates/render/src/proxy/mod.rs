@@ -116,6 +116,12 @@ pub enum Unsupported {
         /// A pool of the stack.
         pool: String,
     },
+    /// Requests for MAS go by host names or to another service, which these configurations know nothing of.
+    #[error(
+        "the configuration of another proxy knows nothing of the Matrix Authentication Service, to which logins and its own \
+         pages belong; use `matrix-stack router` behind that proxy, which takes everything where it belongs"
+    )]
+    Mas,
     /// It looks up addresses alone.
     #[error(
         "Envoy looks up addresses and not SRV records, by which the pool `{pool}` is found; set \
@@ -125,6 +131,11 @@ pub enum Unsupported {
         /// A pool of the stack.
         pool: String,
     },
+}
+
+/// Refuses a stack with MAS.
+fn without_mas(topology: &Topology) -> Result<(), Unsupported> {
+    if topology.mas().is_some() { Err(Unsupported::Mas) } else { Ok(()) }
 }
 
 /// The first pool of a topology's that is found in one of these ways, by its name.

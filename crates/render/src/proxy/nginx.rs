@@ -14,6 +14,7 @@ const INNER: &str = "/matrix-stack/";
 
 /// A file for nginx's `http` block: maps, upstreams and a server. Not for a topology with pools.
 pub fn nginx(topology: &Topology, matcher: &Matcher) -> Result<String, Unsupported> {
+    super::without_mas(topology)?;
     // nginx 1.27.3 has `resolve` for upstreams, but wants to be told a DNS server, which is not the stack's to know.
     if let Some(pool) = first_pool(topology, &[Lookup::Address, Lookup::Srv]) {
         return Err(Unsupported::Pools { pool });

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod compose;
+mod mas;
 mod snapshots;
 mod stacks;
 mod synapse;

@@ -69,7 +69,7 @@ fn other_proxies() {
     let case = case("small", Path::new("/var/lib/matrix-stack/example.org"), json!({ "preset": "small" }));
     let matcher = Matcher::compile(Table::newest(), &case.topology, &Options::default()).unwrap();
     insta::assert_snapshot!("nginx", nginx(&case.topology, &matcher).unwrap());
-    insta::assert_snapshot!("haproxy", haproxy(&case.topology, &matcher));
+    insta::assert_snapshot!("haproxy", haproxy(&case.topology, &matcher).unwrap());
     insta::assert_snapshot!("envoy", envoy(&case.topology, &matcher).unwrap());
 }
 
@@ -120,7 +120,7 @@ fn proxies_follow_a_pool_or_say_that_they_cannot() {
         let case = case("pools", Path::new("/data"), pools(lookup));
         let matcher = Matcher::compile(Table::newest(), &case.topology, &Options::default()).unwrap();
         let topology = &case.topology;
-        (haproxy(topology, &matcher), envoy(topology, &matcher), nginx(topology, &matcher))
+        (haproxy(topology, &matcher).unwrap(), envoy(topology, &matcher), nginx(topology, &matcher))
     };
     let by_name = |text: &str, name: &str| -> String {
         text.split("\n\n")

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use model::{Layout, Topology};
+use model::{CompanionKind, Layout, Topology};
 use nix::sys::signal::Signal;
 use router::Router;
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, broadcast, mpsc, oneshot, watch};
@@ -115,6 +115,12 @@ pub(crate) struct Gates {
 impl Gates {
     /// Waits until a process of this kind can start; `first` is its first start in this run.
     async fn open_for(&self, kind: &Kind, first: bool) {
+        if let Kind::Companion { companion, .. } = kind
+            && companion.kind == CompanionKind::Mas
+        {
+            // It would end without its database.
+            let _ = self.database.subscribe().wait_for(|open| *open).await;
+        }
         let Kind::Synapse { instance, args, .. } = kind else { return };
         // The senders live as long as `self`, so waiting cannot fail.
         let _ = self.database.subscribe().wait_for(|open| *open).await;

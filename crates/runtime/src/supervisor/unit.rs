@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{Instance, PlannedCompanion};
+use model::{CompanionKind, Instance, PlannedCompanion};
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -57,7 +57,7 @@ const STOP_FORK_SERVER: &[(Signal, Duration)] =
 
 /// What kind of process it is, and all that starting it takes.
 pub(crate) enum Kind {
-    Postgres { cluster: Arc<Cluster>, settings: postgres::Settings, password: String },
+    Postgres { cluster: Arc<Cluster>, settings: postgres::Settings, password: String, mas: bool },
     Valkey(Arc<Valkey>),
     ForkServer { spec: Box<Spec> },
     Synapse { instance: Box<Instance>, args: Vec<String>, alone: Box<Spec> },
@@ -246,7 +246,10 @@ impl Unit {
                 child.hello = Some(ForkServer::new(stdin, stdout));
                 Ok(child)
             }
-            Kind::Companion { spec, .. } => self.spawn(spec).await,
+            Kind::Companion { spec, .. } => {
+                self.remove_sockets();
+                self.spawn(spec).await
+            }
             Kind::Synapse { instance, args, alone } => {
                 self.remove_sockets();
                 let forks = self.shared.gates.forks.borrow().clone();
@@ -266,8 +269,13 @@ impl Unit {
     }
 
     fn remove_sockets(&self) {
-        if let Kind::Synapse { instance, .. } = &self.kind {
-            state::remove_own_sockets(instance);
+        match &self.kind {
+            Kind::Synapse { instance, .. } => state::remove_own_sockets(instance),
+            // It does not remove what an earlier run left; the others do.
+            Kind::Companion { companion, .. } if companion.kind == CompanionKind::Mas => {
+                state::remove_socket(&companion.private);
+            }
+            _ => {}
         }
     }
 
@@ -532,10 +540,10 @@ async fn become_healthy(
                 Err(_) => std::future::pending().await,
             }
         }
-        Kind::Postgres { cluster, password, .. } => {
+        Kind::Postgres { cluster, password, mas, .. } => {
             answer(|| kind.probe()).await;
             if !*shared.gates.provisioned.borrow() {
-                if let Err(error) = cluster.provision(password).await {
+                if let Err(error) = cluster.provision(password, *mas).await {
                     return Next::Ended(Exit::Lost(error.to_string()));
                 }
                 shared.gates.provisioned.send_replace(true);

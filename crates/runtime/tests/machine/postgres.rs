@@ -144,13 +144,13 @@ fn a_life() {
 
     // Role and database: made, made again, and with another password.
     let started = Instant::now();
-    run(place.cluster.provision("it's \\ one")).unwrap_or_else(|error| panic!("{error}"));
+    run(place.cluster.provision("it's \\ one", false)).unwrap_or_else(|error| panic!("{error}"));
     println!("provision: {:?}", started.elapsed());
     assert_eq!(place.ask("it's \\ one", "SELECT current_user").as_deref(), Ok("synapse"));
-    run(place.cluster.provision("another")).unwrap_or_else(|error| panic!("{error}"));
+    run(place.cluster.provision("another", false)).unwrap_or_else(|error| panic!("{error}"));
     let refused = place.ask("it's \\ one", "SELECT 1").expect_err("the old password");
     assert!(refused.contains("password authentication failed"), "{refused}");
-    assert!(matches!(run(place.cluster.provision("")), Err(PostgresError::Password)));
+    assert!(matches!(run(place.cluster.provision("", false)), Err(PostgresError::Password)));
     let database = "SELECT pg_encoding_to_char(encoding) || ' ' || datcollate || ' ' || datctype FROM pg_database WHERE datname = 'synapse'";
     assert_eq!(place.ask("another", database).as_deref(), Ok("UTF8 C C"));
     assert_eq!(
@@ -176,7 +176,7 @@ fn a_life() {
     println!("prepare again: {:?}", started.elapsed());
     assert!(!prepared.created);
     let server = place.start();
-    run(place.cluster.provision("another")).unwrap_or_else(|error| panic!("{error}"));
+    run(place.cluster.provision("another", false)).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(place.ask("another", "SELECT n FROM kept").as_deref(), Ok("7"));
     stop(server);
     assert!(matches!(run(place.cluster.ready()), Err(PostgresError::NotReady { .. })));
@@ -186,7 +186,7 @@ fn a_killed_server_is_started_again() {
     let place = Place::new();
     place.cluster.prepare(&SETTINGS).unwrap_or_else(|error| panic!("{error}"));
     let mut server = place.start();
-    run(place.cluster.provision("secret")).unwrap_or_else(|error| panic!("{error}"));
+    run(place.cluster.provision("secret", false)).unwrap_or_else(|error| panic!("{error}"));
     place.ask("secret", "CREATE TABLE kept AS SELECT 7 AS n").expect("own database");
     server.kill().expect("own child");
     server.wait().expect("own child");
