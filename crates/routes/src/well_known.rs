@@ -142,7 +142,8 @@ mod tests {
         assert_eq!(server(&stack), Some(json!({"m.server": "matrix.example.org:443"})));
 
         stack.companions.livekit_jwt = Some(model::Companion::default());
-        let foci = |stack: &Stack| client(stack)["org.matrix.msc4143.rtc_foci"][0]["livekit_service_url"].clone();
+        let foci =
+            |stack: &Stack| client(stack)["org.matrix.msc4143.rtc_foci"][0]["livekit_service_url"].clone();
         assert_eq!(foci(&stack), "https://matrix.example.org/livekit/jwt");
         stack.well_known.livekit.push("https://calls.example.org".into());
         assert_eq!(foci(&stack), "https://calls.example.org");
