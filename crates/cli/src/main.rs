@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod companions;
 mod log;
 mod machine;
 mod place;

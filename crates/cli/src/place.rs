@@ -7,6 +7,7 @@ use config::Loaded;
 use model::{Layout, Preset, Topology, choose_preset};
 
 use crate::args::StackArguments;
+use crate::companions;
 use crate::machine::this_machine;
 
 /// The stack file that counts when none is named.
@@ -32,6 +33,7 @@ impl Place {
 
     fn find_for(arguments: &StackArguments, home: &Home) -> anyhow::Result<Self> {
         let mut loaded = load(arguments.config.as_deref())?;
+        companions::check(&loaded)?;
         if let Some(preset) = arguments.preset {
             loaded.stack.preset = Some(preset);
         }

@@ -65,6 +65,11 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
         for (_, path) in paths(&mut loaded.stack) {
             *path = base.join(&path);
         }
+        for kind in CompanionKind::ALL {
+            for (key, value) in loaded.stack.companions.settings_mut(kind).into_iter().flatten() {
+                resolve(key, value, base);
+            }
+        }
     }
     Ok(loaded)
 }
@@ -277,6 +282,23 @@ fn paths(stack: &mut Stack) -> Vec<(String, &mut PathBuf)> {
     others.chain(tls).chain(secrets).chain(mas).collect()
 }
 
+/// Puts relative paths in a companion's settings below a directory. Which settings are paths their names say, since their types are
+/// the companion's own.
+fn resolve(key: &str, value: &mut Json, base: &Path) {
+    let is_path =
+        ["file", "files", "certificate", "private_key", "client_ca", "ca", "store"].iter().any(|name| {
+            key.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with(['_', '-']))
+        });
+    match value {
+        Json::String(path) if is_path && !path.is_empty() => {
+            *path = base.join(&*path).display().to_string();
+        }
+        Json::Array(items) => items.iter_mut().for_each(|item| resolve(key, item, base)),
+        Json::Object(fields) => fields.iter_mut().for_each(|(key, value)| resolve(key, value, base)),
+        _ => {}
+    }
+}
+
 /// Text that may hold as much of the file as somebody wrote, cut to what a person reads.
 fn cut(text: String) -> String {
     const MOST: usize = 1000;
@@ -403,6 +425,18 @@ impl Loaded {
         Err(report(&file.source, problems))
     }
 
+    /// A report on what stands at a dotted path, where only its user can say what is wrong with it.
+    pub fn refusal(&self, path: &str, message: String, mend: &str) -> Report {
+        let Some(file) = &self.file else { return Report::of_file(path, message, mend) };
+        let problem = tree::Problem {
+            span: file.locate(path, false),
+            path: path.to_owned(),
+            message,
+            mend: mend.to_owned(),
+        };
+        report(&file.source, vec![problem])
+    }
+
     /// Plans the stack; what the planner refuses is shown at its place in the file.
     ///
     /// # Errors
@@ -455,6 +489,27 @@ mod tests {
         let none = parse("stack.yaml", "server_name: example.org\ncompanions: {webhook: {}}\n").unwrap();
         assert!(none.companion::<Settings>(CompanionKind::Webhook).is_err());
         assert!(none.companion::<Settings>(CompanionKind::Ldap).unwrap().is_none());
+    }
+
+    #[test]
+    fn relative_paths_of_companions_count_from_the_file() {
+        let dir = std::env::temp_dir();
+        let mut settings = serde_json::json!({
+            "keys_file": "a", "key": "b", "tls": {"certificate": "c"}, "client_secret_files": ["d", "/e"],
+            "access-token-file": "f", "hooks": [{"key_file": "g", "profile": "h"}], "store": "i",
+        });
+        for (key, value) in settings.as_object_mut().unwrap() {
+            resolve(key, value, &dir);
+        }
+        let below = |name: &str| dir.join(name).display().to_string();
+        assert_eq!(
+            settings,
+            serde_json::json!({
+                "keys_file": below("a"), "key": "b", "tls": {"certificate": below("c")},
+                "client_secret_files": [below("d"), "/e"], "access-token-file": below("f"),
+                "hooks": [{"key_file": below("g"), "profile": "h"}], "store": below("i"),
+            })
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The account that messages are sent with, and where they wait.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -60,5 +60,12 @@ impl Queue {
     /// A store at a path, with the usual bounds.
     pub fn at(store: impl Into<PathBuf>) -> Self {
         Self { store: store.into(), most_messages: most_messages(), most_bytes: most_bytes() }
+    }
+
+    /// The store of a service that names none: in the directory that systemd gives it (`$STATE_DIRECTORY`), else in
+    /// `/var/lib/matrix-stack`.
+    pub fn usual(service: &str, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let directory = variable("STATE_DIRECTORY").unwrap_or_else(|| "/var/lib/matrix-stack".to_owned());
+        Self::at(Path::new(&directory).join(format!("{service}.sqlite")))
     }
 }

@@ -237,8 +237,8 @@ impl Proxy {
                 listeners.push((listener, ldaps));
             }
         }
-        let observing = match listen.metrics {
-            Some(address) => Some(service::bind("listen.metrics", &ListenAddress::Tcp(address)).await?),
+        let observing = match active.settings.observed().map_err(Error::Settings)? {
+            Some(address) => Some(service::bind("metrics", &address).await?),
             None => None,
         };
         let room = Arc::new(Semaphore::new(active.settings.limits.connections as usize));
@@ -276,9 +276,11 @@ impl Proxy {
     pub fn reload(&self, settings: Settings) -> Result<(), Error> {
         let before = self.watched.active.load_full();
         let active = Active::new(settings, Some(&before), &self.watched.metrics)?;
-        let (old, new) = (&before.settings.listen, &active.settings.listen);
-        if (old.ldap, old.ldaps, old.metrics) != (new.ldap, new.ldaps, new.metrics) {
-            tracing::warn!("the addresses in `listen` stay as they are until a restart");
+        let (old, new) = (&before.settings, &active.settings);
+        if (old.listen.ldap, old.listen.ldaps, &old.metrics)
+            != (new.listen.ldap, new.listen.ldaps, &new.metrics)
+        {
+            tracing::warn!("the addresses of `listen` and `metrics` stay as they are until a restart");
         }
         self.watched.active.store(Arc::new(active.start()));
         Ok(())

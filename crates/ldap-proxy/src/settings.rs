@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use model::{ProxyProtocol, Tls};
+use model::{ListenAddress, ProxyProtocol, Tls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,10 @@ pub struct Settings {
     /// Where clients come in.
     #[serde(default)]
     pub listen: Listen,
+    /// Where `/health`, `/ready` and `/metrics` are served: an address and a port, or `unix:PATH`. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"127.0.0.1:9389")]
+    pub metrics: Option<String>,
     /// The LDAP servers.
     #[schemars(length(min = 1, max = 64))]
     pub servers: Vec<Server>,
@@ -48,9 +52,6 @@ pub struct Listen {
     /// The address for LDAP within TLS; it needs `tls`. Default: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ldaps: Option<SocketAddr>,
-    /// Where `/health`, `/ready` and `/metrics` are served. Default: nowhere.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<SocketAddr>,
     /// The certificate that clients see. Its files are read again on SIGHUP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
@@ -69,7 +70,6 @@ impl Default for Listen {
         Self {
             ldap: Some(SocketAddr::from(([127, 0, 0, 1], 3389))),
             ldaps: None,
-            metrics: None,
             tls: None,
             client_ca: None,
             proxy_protocol: None,
@@ -393,9 +393,18 @@ pub enum AccessLog {
 }
 
 impl Settings {
+    /// Where it is watched.
+    pub(crate) fn observed(&self) -> Result<Option<ListenAddress>, String> {
+        let parse = |text: &String| text.parse();
+        self.metrics.as_ref().map(parse).transpose().map_err(|error: model::NotAnAddress| {
+            format!("metrics: {error}; write one such as `127.0.0.1:9389`, or `unix:` and a path")
+        })
+    }
+
     /// What the types cannot tell. The first thing that is wrong.
     pub fn check(&self) -> Result<(), String> {
         let Listen { ldap, ldaps, tls, client_ca, .. } = &self.listen;
+        self.observed()?;
         if ldap.is_none() && ldaps.is_none() {
             return Err("listen: neither `ldap` nor `ldaps` has an address; give one".to_owned());
         }

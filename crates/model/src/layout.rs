@@ -51,6 +51,11 @@ impl Layout {
         self.data_dir.join("secrets")
     }
 
+    /// What companions have to keep.
+    pub fn companions(&self) -> PathBuf {
+        self.data_dir.join("companions")
+    }
+
     /// PostgreSQL's data directory (`PGDATA`).
     pub fn postgres(&self) -> PathBuf {
         self.data_dir.join("postgres")

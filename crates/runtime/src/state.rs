@@ -105,7 +105,7 @@ pub(crate) fn prepare_directories(layout: &Layout, media: &Path) -> Result<(), S
         return Err(StateError::Owner { path: data_dir.to_owned(), owner, own });
     }
     make_directory(&layout.sockets(), pass)?;
-    for private in [layout.config(), layout.logs()] {
+    for private in [layout.config(), layout.logs(), layout.companions()] {
         make_directory(&private, 0o700)?;
     }
     // A media store elsewhere may be shared with others on purpose: its mode is theirs.

@@ -196,6 +196,8 @@ pub(crate) fn companion_alone(companion: &PlannedCompanion, stack: &Stack, layou
     Spec::new("/proc/self/exe")
         .args(["serve", name, "--config"])
         .arg(file)
+        // As systemd says it.
+        .env("STATE_DIRECTORY", layout.companions())
         .directory(layout.data_dir())
         .umask(0o077)
         .death_signal(Signal::SIGTERM)

@@ -4,6 +4,7 @@
 //! The tests share stacks and build on each other, so they run one after the other, in the order below. They have a
 //! `main` of their own, because what they started must be stopped at the end, whatever came of them.
 
+mod beside;
 mod calls;
 mod compose;
 mod compressed;

@@ -18,7 +18,9 @@ use serde_json::Value;
 
 use crate::stack::{PROGRAM, Stack, is_healthy, password, script, synapse_python};
 use crate::system::{Process, describe, get, run, until, wait};
-use crate::{calls, compose, compressed, console, mas, reload, scenarios, served, tokens, truth, units};
+use crate::{
+    beside, calls, compose, compressed, console, mas, reload, scenarios, served, tokens, truth, units,
+};
 
 /// Name and body of every trial.
 pub(crate) const ALL: &[(&str, fn())] = &[
@@ -63,6 +65,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ),
     ("tokens_of_another_service_change_and_nothing_is_lost", mas::tokens_of_another_service),
     ("mas_itself_serves_a_stack", mas::mas_itself),
+    ("companions_run_beside_synapse", beside::companions_run_beside_synapse),
     ("units_run_without_up", units::units_run_without_up),
     ("compose_files_fit_together", compose::compose_files_fit_together),
 ];

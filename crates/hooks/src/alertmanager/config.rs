@@ -312,10 +312,7 @@ impl Config {
 
     /// Where messages wait.
     pub fn queue(&self, variable: impl Fn(&str) -> Option<String>) -> Queue {
-        self.queue.clone().unwrap_or_else(|| {
-            let directory = variable("STATE_DIRECTORY").unwrap_or_else(|| "/var/lib/matrix-stack".to_owned());
-            Queue::at(Path::new(&directory).join("alertmanager.sqlite"))
-        })
+        self.queue.clone().unwrap_or_else(|| Queue::usual("alertmanager", variable))
     }
 
     /// What requests are answered by. The text is that of the file called `name`, to find places in.

@@ -23,8 +23,9 @@ pub struct Config {
     pub metrics: Option<String>,
     /// The account that sends.
     pub matrix: Matrix,
-    /// Where messages wait.
-    pub queue: Queue,
+    /// Where messages wait. Default: `sentry-webhook.sqlite` in `$STATE_DIRECTORY`, else in `/var/lib/matrix-stack`.
+    #[serde(default)]
+    pub queue: Option<Queue>,
     /// Files with client secrets of Sentry's integrations. Each of them is accepted, so that a new one can be added before the old one
     /// goes.
     pub client_secret_files: Vec<PathBuf>,
@@ -46,7 +47,7 @@ pub struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
-    /// Config by their slug or their number.
+    /// Projects by their slug or their number.
     #[serde(default)]
     pub projects: Vec<String>,
     /// Levels: `fatal`, `error`, `warning`, `info`, `debug`. The alerts on metrics have `critical`, `warning` and `resolved` instead.
@@ -113,7 +114,7 @@ impl Config {
             listen: format!("0.0.0.0:{port}"),
             metrics: None,
             matrix: run::account_from_env(&var, "MATRIX_HOMESERVER_URL", "MATRIX_USER")?,
-            queue: run::queue_from_env(&var, "sentry-webhook"),
+            queue: Some(run::queue_from_env(&var, "sentry-webhook")),
             client_secret_files: Vec::new(),
             routes,
             default_rooms: Vec::new(),

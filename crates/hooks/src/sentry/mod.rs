@@ -18,7 +18,7 @@ use service::Signals;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox};
 use crate::run::{self, Addresses};
-use crate::{Courier, MAX_BODY, RunError};
+use crate::{Courier, MAX_BODY, Queue, RunError};
 
 pub use config::{Config, Route, Settings};
 
@@ -57,7 +57,11 @@ pub async fn run(
     signals: Signals,
     mut reload: impl FnMut() -> Result<(Config, Settings), String>,
 ) -> Result<(), RunError> {
-    let courier = Courier::start("sentry-webhook", &config.matrix, &config.queue)?;
+    let queue = config
+        .queue
+        .clone()
+        .unwrap_or_else(|| Queue::usual("sentry-webhook", |name| std::env::var(name).ok()));
+    let courier = Courier::start("sentry-webhook", &config.matrix, &queue)?;
     let service = Sentry::new(settings, courier.store().clone());
     let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
     let reload = {

@@ -26,8 +26,9 @@ pub struct Config {
     pub metrics: Option<String>,
     /// The account that sends.
     pub matrix: Matrix,
-    /// Where messages wait.
-    pub queue: Queue,
+    /// Where messages wait. Default: `webhook.sqlite` in `$STATE_DIRECTORY`, else in `/var/lib/matrix-stack`.
+    #[serde(default)]
+    pub queue: Option<Queue>,
     /// A file with the key that opens every room: in the body (`key`), the query (`?key=`), the path, or a header
     /// (`Authorization: Bearer`, `X-Api-Key`, `X-Gitlab-Token`); or the secret that the body is signed with.
     #[serde(default)]
@@ -53,7 +54,7 @@ pub struct Config {
     /// Requests that each key may make in a minute, in bursts of as many at most; 0 for any number.
     #[serde(default)]
     pub requests_per_minute: u32,
-    /// Config with keys of their own.
+    /// Senders with keys of their own.
     #[serde(default)]
     pub hooks: Vec<Hook>,
 }
@@ -137,7 +138,7 @@ impl Config {
             listen: format!("{host}:{port}"),
             metrics: None,
             matrix: run::account_from_env(&var, "MATRIX_URL", "MATRIX_ID")?,
-            queue: run::queue_from_env(&var, "webhook"),
+            queue: Some(run::queue_from_env(&var, "webhook")),
             api_key_file: None,
             default_room: None,
             rooms: BTreeMap::new(),

@@ -22,7 +22,7 @@ use crate::json::Look as _;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox, Refused};
 use crate::run::{self, Addresses};
-use crate::{Courier, MAX_BODY, RunError, slack};
+use crate::{Courier, MAX_BODY, Queue, RunError, slack};
 use body::Body;
 
 pub(crate) use config::is_room;
@@ -83,7 +83,9 @@ pub async fn run(
     signals: Signals,
     mut reload: impl FnMut() -> Result<(Config, Settings), String>,
 ) -> Result<(), RunError> {
-    let courier = Courier::start("webhook", &config.matrix, &config.queue)?;
+    let queue =
+        config.queue.clone().unwrap_or_else(|| Queue::usual("webhook", |name| std::env::var(name).ok()));
+    let courier = Courier::start("webhook", &config.matrix, &queue)?;
     let service = Webhook::new(settings, courier.store().clone());
     let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
     let reload = {
