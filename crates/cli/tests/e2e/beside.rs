@@ -92,6 +92,8 @@ pub(crate) fn companions_run_beside_synapse() {
     // Killed, it comes back, and what is sent meanwhile waits for it.
     let killed = pid_of(&stack.status(), "webhook").expect("it runs");
     kill(Pid::from_raw(killed.cast_signed()), Signal::SIGKILL).expect("it is ours");
+    // What it has taken dies with it, and whether it had is anybody's guess.
+    until("it has ended", SOON, || (pid_of(&stack.status(), "webhook") != Some(killed)).then_some(()));
     send("while it is away");
     arrives("while it is away");
 
