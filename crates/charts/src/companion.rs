@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::schema::prune;
 use crate::values::{
@@ -34,8 +34,11 @@ pub struct CompanionChart {
     pub ports: &'static [Port],
     /// The paths that Ingress and `HTTPRoute` lead to it; none for what speaks no HTTP.
     pub paths: &'static [&'static str],
-    /// Settings that the chart makes itself. `ANY` stands for the address of all interfaces.
-    pub settings: &'static [(&'static str, &'static str)],
+    /// Settings that the chart makes itself.
+    pub settings: &'static [Setting],
+    /// Environment variables, each with the setting that it has; where there are any, there is no file. `PGPASSWORD` is the secret
+    /// `password` then.
+    pub environment: &'static [(&'static str, &'static str)],
     /// The JSON Schema of its settings.
     pub schema: fn() -> Value,
     /// The settings that `values.yaml` begins with.
@@ -66,6 +69,17 @@ pub struct Port {
     pub port: u16,
     /// The port of the Service that leads to it.
     pub service: u16,
+}
+
+/// A setting that the chart makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Where it stands, with dots between.
+    pub path: &'static str,
+    /// What it is. `ANY` stands for the address of all interfaces.
+    pub value: &'static str,
+    /// The setting that has to be there for it; none if this is empty.
+    pub when: &'static str,
 }
 
 /// The values of such a chart. Each has those fields that mean something to it.
@@ -220,7 +234,7 @@ struct Monitoring {
 }
 
 /// The templates that all these charts share.
-const TEMPLATES: [(&str, &str); 14] = [
+const TEMPLATES: [(&str, &str); 15] = [
     ("_common.tpl", COMMON),
     ("_context.tpl", include_str!("../templates/companion/_context.tpl")),
     ("account.yaml", include_str!("../templates/companion/account.yaml")),
@@ -233,6 +247,7 @@ const TEMPLATES: [(&str, &str); 14] = [
     ("monitoring.yaml", include_str!("../templates/companion/monitoring.yaml")),
     ("network-policy.yaml", include_str!("../templates/companion/network-policy.yaml")),
     ("NOTES.txt", include_str!("../templates/companion/NOTES.txt")),
+    ("settings.yaml", include_str!("../templates/companion/settings.yaml")),
     ("service.yaml", include_str!("../templates/companion/service.yaml")),
     ("workload.yaml", include_str!("../templates/companion/workload.yaml")),
 ];
@@ -251,10 +266,6 @@ impl CompanionChart {
             .filter(|(name, _)| self.has_template(name))
             .map(|(name, text)| (format!("templates/{name}"), (*text).to_owned()))
             .collect();
-        files.insert(
-            "templates/settings.yaml".to_owned(),
-            include_str!("../templates/companion/settings.yaml").to_owned(),
-        );
         files.insert("Chart.yaml".to_owned(), self.chart_yaml());
         files.insert(".helmignore".to_owned(), "ci/\n".to_owned());
         files.insert("files/facts.json".to_owned(), pretty(&self.facts()));
@@ -268,6 +279,7 @@ impl CompanionChart {
             "autoscaling.yaml" | "disruption-budget.yaml" => self.workload == Workload::Deployment,
             "service.yaml" | "monitoring.yaml" => self.workload != Workload::CronJob,
             "httproute.yaml" | "ingress.yaml" => !self.paths.is_empty(),
+            "settings.yaml" => self.environment.is_empty(),
             _ => true,
         }
     }
@@ -314,12 +326,19 @@ impl CompanionChart {
             .map(|port| json!({ "name": port.name, "port": port.port, "service": port.service }))
             .collect();
         let metrics = self.workload != Workload::CronJob;
-        let mut settings: Map<String, Value> =
-            self.settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
+        let setting =
+            |path: &str, value: &str, when: &str| json!({ "path": path, "value": value, "when": when });
+        let mut settings: Vec<Value> =
+            self.settings.iter().map(|made| setting(made.path, made.value, made.when)).collect();
         if metrics {
             ports.push(json!({ "name": "metrics", "port": METRICS, "service": METRICS }));
-            settings.insert("metrics".to_owned(), format!("ANY:{METRICS}").into());
+            settings.push(setting("metrics", &format!("ANY:{METRICS}"), ""));
         }
+        let environment: Vec<Value> = self
+            .environment
+            .iter()
+            .map(|(variable, setting)| json!({ "name": variable, "setting": setting }))
+            .collect();
         json!({
             "service": self.service,
             "workload": format!("{:?}", self.workload),
@@ -329,6 +348,7 @@ impl CompanionChart {
             "metrics": metrics,
             "data": self.workload == Workload::StatefulSet,
             "settings": settings,
+            "environment": environment,
             "alerts": (self.alerts)(),
         })
     }
@@ -358,13 +378,8 @@ impl CompanionChart {
         {
             all.extend(definitions.into_iter().map(|(name, own)| (format!("Settings{name}"), own)));
         }
-        for (field, _) in self.settings.iter().chain([&("metrics", "")]) {
-            if let Some(properties) = own["properties"].as_object_mut() {
-                properties.shift_remove(*field);
-            }
-            if let Some(required) = own["required"].as_array_mut() {
-                required.retain(|name| name != field);
-            }
+        for path in self.settings.iter().map(|made| made.path).chain(["metrics"]) {
+            remove(&mut own, path, schema);
         }
         let description = schema["properties"]["settings"]["description"].clone();
         if let Some(own) = own.as_object_mut() {
@@ -404,6 +419,27 @@ impl CompanionChart {
         }
         config::fields_markdown(&schema)
     }
+}
+
+/// Removes a field from a schema, and from what it asks for. A type within may be one of the root's definitions.
+fn remove(schema: &mut Value, path: &str, root: &mut Value) {
+    let Some((first, rest)) = path.split_once('.') else {
+        if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.shift_remove(path);
+        }
+        if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+            required.retain(|name| name != path);
+        }
+        return;
+    };
+    let inner = &mut schema["properties"][first];
+    let reference = [&inner["$ref"], &inner["anyOf"][0]["$ref"]].into_iter().find_map(Value::as_str);
+    let Some(name) = reference.and_then(|path| path.strip_prefix("#/$defs/")).map(str::to_owned) else {
+        return remove(inner, rest, root);
+    };
+    let mut inner = root["$defs"][&name].take();
+    remove(&mut inner, rest, root);
+    root["$defs"][&name] = inner;
 }
 
 fn pretty(value: &Value) -> String {

@@ -9,7 +9,7 @@ mod schema;
 mod values;
 mod yaml;
 
-pub use companion::{COMMON, CompanionChart, Port, Workload};
+pub use companion::{COMMON, CompanionChart, Port, Setting, Workload};
 pub use companions::companion_charts;
 pub use facts::facts;
 pub use schema::{reference, synapse_schema};

@@ -30,3 +30,12 @@ fn the_reference_is_committed() {
 fn what_templates_have_in_common_is_committed() {
     committed::file("charts/synapse/templates/_common.tpl", charts::COMMON);
 }
+
+#[test]
+fn the_charts_of_companions_are_committed() {
+    for chart in charts::companion_charts() {
+        for (path, text) in chart.files() {
+            committed::file(&format!("charts/{}/{path}", chart.name), &text);
+        }
+    }
+}

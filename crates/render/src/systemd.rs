@@ -28,6 +28,7 @@ pub struct SystemdOptions {
 pub fn systemd(topology: &Topology, layout: &Layout, options: &SystemdOptions) -> Vec<RenderedFile> {
     let units = Units { topology, stack: topology.stack(), layout, options };
     let mut files = if options.whole { vec![units.whole()] } else { units.each() };
+    files.extend(units.compress_state());
     files.push(units.users());
     files.push(units.directories());
     files
@@ -200,6 +201,28 @@ impl Units<'_> {
         }
     }
 
+    /// What makes the database smaller, at night, where its timer is enabled.
+    fn compress_state(&self) -> [RenderedFile; 2] {
+        let name = format!("{}-compress-state", self.options.name);
+        let service = Service {
+            description: "Compression of the state of rooms".to_owned(),
+            requires: vec![],
+            after: vec!["network-online.target".to_owned()],
+            words: &["compress-state", "--budget", "2h"],
+            // What it has not done it does the next night.
+            lines: "Type=oneshot\nRestart=no\nNice=10\n",
+            reach: Reach::Network,
+            writes: vec![],
+        };
+        let mut timer = self.heading();
+        let _ = writeln!(timer, "[Unit]\nDescription={} of {}", service.description, self.stack.server_name);
+        timer.push_str(
+            "\n[Timer]\nOnCalendar=*-*-* 01:17:00\nRandomizedDelaySec=30min\n\n[Install]\nWantedBy=timers.target\n",
+        );
+        let path = format!("systemd/system/{name}.timer").into();
+        [self.file(&format!("{name}.service"), &service), RenderedFile { path, contents: timer }]
+    }
+
     fn whole(&self) -> RenderedFile {
         let mut writes = self.data();
         writes.push(&self.options.packages);
@@ -260,7 +283,9 @@ impl Units<'_> {
         out.push_str("\n[Service]\n");
         let _ = writeln!(out, "ExecStart={}", self.command(service.words));
         out.push_str(service.lines);
-        out.push_str("Restart=on-failure\nRestartSec=2\n");
+        if !service.lines.contains("Restart=") {
+            out.push_str("Restart=on-failure\nRestartSec=2\n");
+        }
         let _ = writeln!(out, "User={0}\nGroup={0}", self.options.user);
         let _ = writeln!(
             out,

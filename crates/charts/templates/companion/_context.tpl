@@ -28,7 +28,7 @@ all at once.
 {{- else -}}
 {{- $problems = append $problems (printf "secrets.%s: give it as {value: ...} or {secret: ..., key: ...}" $field) -}}
 {{- end -}}
-{{- if not (contains (printf "\"/secrets/%s\"" $field) $said) -}}
+{{- if not (or $facts.environment (contains (printf "\"/secrets/%s\"" $field) $said)) -}}
 {{- $problems = append $problems (printf "secrets.%s: no setting names its file, /secrets/%s; name it, or leave the secret away" $field $field) -}}
 {{- end -}}
 {{- end -}}
@@ -41,8 +41,26 @@ all at once.
 
 {{- /* Where it listens, and keeps what has to last. */ -}}
 {{- $any := ternary "[::]" "0.0.0.0" (has "IPv6" (default list (default dict $v.services).ipFamilies)) -}}
-{{- range $key, $value := $facts.settings -}}
-{{- $_ := set $settings $key ($value | replace "ANY" $any) -}}
+{{- range $made := $facts.settings -}}
+{{- $there := true -}}
+{{- if .when -}}
+{{- $at := $settings -}}
+{{- range splitList "." .when -}}
+{{- if and $there (kindIs "map" $at) (hasKey $at .) }}{{ $at = get $at . }}{{ else }}{{ $there = false }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if $there -}}
+{{- $keys := splitList "." .path -}}
+{{- $at := $settings -}}
+{{- range initial $keys -}}
+{{- if not (get $at .) }}{{ $_ := set $at . dict }}{{ end -}}
+{{- $at = get $at . -}}
+{{- end -}}
+{{- $_ := set $at (last $keys) (.value | replace "ANY" $any) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $facts.environment (not (hasKey $v.secrets "password")) -}}
+{{- $problems = append $problems "secrets.password: give it as {value: ...} or {secret: ..., key: ...}" -}}
 {{- end -}}
 {{- if and $v.httpRoute (default dict $v.httpRoute).enabled (not $v.httpRoute.parentRefs) -}}
 {{- $problems = append $problems "httpRoute.parentRefs: name the Gateway" -}}
@@ -69,6 +87,18 @@ all at once.
 {{- define "companion.pod" -}}
 {{- $c := .context -}}{{- $pod := .pod -}}{{- $root := .root -}}
 {{- $labels := dict "root" $root "component" $c.facts.service "name" $c.name -}}
+{{- $env := list -}}
+{{- range $c.facts.environment -}}
+{{- $value := get $c.settings .setting -}}
+{{- if $value }}{{ $env = append $env (dict "name" .name "value" (toString $value)) }}{{ end -}}
+{{- end -}}
+{{- if $c.facts.environment -}}
+{{- range $c.credentials -}}
+{{- if eq .field "password" -}}
+{{- $env = append $env (dict "name" "PGPASSWORD" "valueFrom" (dict "secretKeyRef" (dict "name" .secret "key" .key))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 metadata:
   {{- include "common.pod.metadata" (merge (dict "kind" $c.facts.service "pod" $pod "annotations" (ternary dict $c.restart (eq .restart "Never"))) $labels) | nindent 2 }}
 spec:
@@ -88,7 +118,7 @@ spec:
         {{- with $root.Values.extraArgs }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-      {{- include "common.env" (dict "pod" $pod "env" list) | nindent 6 }}
+      {{- include "common.env" (dict "pod" $pod "env" $env) | nindent 6 }}
       {{- with $c.facts.ports }}
       ports:
         {{- range . }}
@@ -113,7 +143,9 @@ spec:
         {{- toYaml $pod.containerSecurityContext | nindent 8 }}
       resources:
         {{- toYaml $pod.resources | nindent 8 }}
+      {{- if or (not $c.facts.environment) $pod.extraVolumeMounts }}
       volumeMounts:
+        {{- if not $c.facts.environment }}
         - name: settings
           mountPath: /etc/matrix-stack
           readOnly: true
@@ -122,6 +154,7 @@ spec:
           mountPath: /secrets
           readOnly: true
         {{- end }}
+        {{- end }}
         {{- if $c.facts.data }}
         - name: data
           mountPath: /data
@@ -129,15 +162,19 @@ spec:
         {{- with $pod.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+      {{- end }}
     {{- with $pod.extraContainers }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+  {{- if or (not $c.facts.environment) $pod.extraVolumes }}
   volumes:
+    {{- if not $c.facts.environment }}
     - name: settings
       configMap:
         name: {{ $c.name }}-settings
     {{- if $c.credentials }}
     - {{- include "common.secrets.volume" $c | nindent 6 }}
+    {{- end }}
     {{- end }}
     {{- if and $c.facts.data (not $root.Values.persistence.enabled) }}
     - name: data
@@ -150,4 +187,5 @@ spec:
     {{- with $pod.extraVolumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+  {{- end }}
 {{- end -}}
