@@ -201,6 +201,8 @@ struct Leaf {
 pub struct Matcher {
     trie: Trie,
     leaves: Box<[Leaf]>,
+    /// Every path's template, as the automaton's leaves count them.
+    templates: Box<[Box<str>]>,
     routes: Box<[Route]>,
     unknown: Route,
     instances: Box<[Box<[String]>]>,
@@ -222,6 +224,7 @@ impl Matcher {
         for endpoint in table.endpoints().iter().filter(|endpoint| classify(endpoint).is_some()) {
             paths.entry(&endpoint.path).or_default().entry(endpoint.method).or_default().push(endpoint);
         }
+        let mut texts: Vec<Box<str>> = Vec::new();
         let mut templates = Vec::new();
         let mut by_template: Vec<[Option<u32>; 4]> = Vec::new();
         for (path, methods) in paths {
@@ -232,6 +235,7 @@ impl Matcher {
                 found[method as usize] = Some(add_routes(&mut routes, endpoint, active.is_some(), topology)?);
             }
             templates.push(Segment::parse_all(path).unwrap_or_default());
+            texts.push(Box::from(path));
             by_template.push(found);
         }
         let trie = Trie::new(&templates);
@@ -248,6 +252,7 @@ impl Matcher {
         Ok(Self {
             trie,
             leaves,
+            templates: texts.into(),
             routes: routes.into(),
             unknown: unknown_route(),
             instances: ROLES
@@ -321,10 +326,16 @@ impl Matcher {
         })
     }
 
-    /// The routes of each leaf of the automaton: one for each method, and the one for all other methods.
-    pub(crate) fn leaves(&self) -> impl Iterator<Item = ([Option<&Route>; 4], &Route)> {
+    /// The leaves of the automaton: the templates that fit the paths of each, the route for each method, and the one for all
+    /// other methods.
+    pub(crate) fn leaves(
+        &self,
+    ) -> impl Iterator<Item = (impl Iterator<Item = &str>, [Option<&Route>; 4], &Route)> {
         let route = |index: u32| &self.routes[index as usize];
-        self.leaves.iter().map(move |leaf| (leaf.methods.map(|index| index.map(route)), route(leaf.any)))
+        self.trie.leaves().iter().zip(&self.leaves).map(move |(templates, leaf)| {
+            let templates = templates.iter().map(|template| &*self.templates[*template]);
+            (templates, leaf.methods.map(|index| index.map(route)), route(leaf.any))
+        })
     }
 
     /// What makes a request to this route an initial sync, and its route then.

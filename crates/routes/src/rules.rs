@@ -41,10 +41,9 @@ impl Matcher {
     pub fn rules(&self) -> Vec<Rule<'_>> {
         let mut rules: Vec<Rule<'_>> = self
             .leaves()
-            .filter_map(|(methods, any)| {
-                // A leaf stands for the paths that all of its templates fit. Those that have no part in the decision
-                // need not be looked at.
-                let templates = methods.into_iter().flatten().filter_map(|route| route.template.as_deref());
+            .filter_map(|(templates, methods, any)| {
+                // A leaf stands for the paths that all of its templates fit, and so for fewer than the leaves of some of them. Those
+                // that have no part in the decision count as well: without them it would come too late in the order.
                 let segments = templates
                     .filter_map(Segment::parse_all)
                     .reduce(|all, template| all.iter().zip(&template).map(|(a, b)| *a.min(b)).collect())?;

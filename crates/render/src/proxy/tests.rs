@@ -256,6 +256,30 @@ proptest! {
     }
 }
 
+/// A template that has no part in a decision still says which paths it is about.
+#[test]
+fn a_template_without_a_part_narrows_its_leaf() {
+    let endpoint = |method: &str, path: &str, by: &str| {
+        format!(
+            r#"{{"method": "{method}", "path": "/_matrix/client/v3/{path}", "by": [{by}], "handler": "X"}}"#
+        )
+    };
+    let list = [
+        endpoint("POST", "b/{x}/a", r#""main""#),
+        endpoint("GET", "b/{x}/{x}", r#""main""#),
+        endpoint("POST", "{x}/{y+}/{x}", r#""main", "worker""#),
+    ];
+    let text = format!(r#"{{"synapse": "1.2.3", "endpoints": [{}]}}"#, list.join(","));
+    let table = Table::parse(&text).expect("a table");
+    let matcher = Matcher::compile(&table, &FULL.0, &Options::default()).expect("a matcher");
+    let reader = Reader::new(&FULL.0, &matcher);
+    for path in ["b/a/a", "b//a", "b/a/c", "b//c", "a/a/a", "a//a"] {
+        for method in METHODS {
+            reader.check(&matcher, method, &format!("/_matrix/client/v3/{path}"));
+        }
+    }
+}
+
 #[test]
 fn dots_and_private_places_are_found_in_every_spelling() {
     let (dots, private) = (whole(pattern::DOTS), whole(&pattern::private()));
