@@ -37,7 +37,10 @@ pub(crate) fn synapse_agrees_with_table_and_configuration() {
     )
     .good();
     let said = format!("{}{}", done.stdout, done.stderr);
-    assert!(!said.to_lowercase().contains("skipped"), "a test that needs Synapse was skipped:\n{said}");
+    // The Matrix Authentication Service is not Synapse, and where its program is not named, nobody can ask it.
+    let mut skipped =
+        said.lines().filter(|line| line.to_lowercase().contains("skipped") && !line.contains("MAS_CLI"));
+    assert_eq!(skipped.next(), None, "a test that needs Synapse was skipped:\n{said}");
     println!("    {} tests", said.matches("... ok").count());
 }
 
