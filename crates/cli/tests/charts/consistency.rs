@@ -266,9 +266,11 @@ fn mounts_have_volumes_and_are_used_and_paths_are_mounted() {
             return;
         }
         let place = place(case, owner);
-        let volumes: BTreeSet<&str> =
-            list(&pod["volumes"]).map(|volume| volume["name"].as_str().unwrap()).collect();
-        assert_eq!(volumes.len(), list(&pod["volumes"]).count(), "{place}: volumes of the same name");
+        let claims = list(&owner["spec"]["volumeClaimTemplates"]).map(|claim| &claim["metadata"]);
+        let named: Vec<&str> =
+            list(&pod["volumes"]).chain(claims).map(|volume| volume["name"].as_str().unwrap()).collect();
+        let volumes: BTreeSet<&str> = named.iter().copied().collect();
+        assert_eq!(volumes.len(), named.len(), "{place}: volumes of the same name");
         let mut mounted = BTreeSet::new();
         for container in containers(pod) {
             let mut paths = BTreeSet::new();

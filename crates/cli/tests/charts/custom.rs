@@ -65,7 +65,7 @@ fields! {
         port: String,
         path: String,
         interval: String,
-        relabelings: Vec<Relabeling>,
+        relabelings: Option<Vec<Relabeling>>,
         metric_relabelings: Option<Vec<Relabeling>>,
     }
     Relabeling {
@@ -90,7 +90,7 @@ fields! {
     IssuerRef { group: String, kind: String, name: String }
     HttpRoute { parent_refs: Vec<ParentRef>, hostnames: Vec<String>, rules: Vec<RouteRule> }
     ParentRef { name: String, namespace: Option<String>, section_name: Option<String> }
-    RouteRule { matches: Vec<Match>, timeouts: Timeouts, backend_refs: Vec<Backend> }
+    RouteRule { matches: Vec<Match>, timeouts: Option<Timeouts>, backend_refs: Vec<Backend> }
     Match { path: PathMatch }
     PathMatch { r#type: String, value: String }
     Timeouts { request: String }
