@@ -153,7 +153,7 @@ fn livekit_jwt() -> CompanionChart {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "for its schema alone")]
-struct Database {
+struct Postgres {
     /// The host.
     #[schemars(length(min = 1))]
     host: String,
@@ -187,7 +187,7 @@ fn compress_state() -> CompanionChart {
             ("PGDATABASE", "database"),
             ("PGSSLMODE", "sslmode"),
         ],
-        schema: schema::<Database>,
+        schema: schema::<Postgres>,
         example: || json!({ "port": 5432, "user": "synapse", "database": "synapse" }),
         alerts: || json!([]),
         resources: || resources("100m", "64Mi", "512Mi"),

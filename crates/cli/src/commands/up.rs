@@ -59,7 +59,8 @@ fn read(listen: Option<&str>, stack: &StackArguments) -> anyhow::Result<(Place, 
 
 async fn foreground(options: UpOptions, display: Arc<dyn Progress>) -> anyhow::Result<ExitCode> {
     let detached = options.detached;
-    let running: Running = runtime::up(options, display).await?;
+    // What all of a start holds is large.
+    let running: Running = Box::pin(runtime::up(options, display)).await?;
     if !detached {
         announce(running.started())?;
         running.admin_shown();
