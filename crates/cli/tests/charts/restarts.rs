@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use model::{Action, compare};
 use serde_json::{Value, json};
 
-use crate::helm::{Case, Job, render};
+use crate::helm::{Case, Job, render, template};
 use crate::processes::plan;
 
 #[expect(clippy::too_many_lines, reason = "it is a table")]
@@ -177,6 +177,68 @@ fn an_upgrade_restarts_what_it_must_and_no_more() {
                 !must || restarted.contains(group.as_str()),
                 "{name}: {instance} keeps its old configuration"
             );
+        }
+    }
+}
+
+/// What changes a companion's pods, and what does not. Jobs end by themselves, so that nothing restarts.
+#[test]
+fn companions_restart_for_their_own_settings_alone() {
+    let changes = |setting: Value| {
+        vec![
+            ("its settings", json!({ "settings": setting }), true),
+            ("memory", json!({ "pods": { "resources": { "limits": { "memory": "1Gi" } } } }), true),
+            ("the image", json!({ "images": { "matrixStack": { "tag": "0.0.1" } } }), true),
+            ("metrics", json!({ "monitoring": { "podMonitors": { "enabled": true } } }), false),
+            ("no network policies", json!({ "networkPolicy": { "enabled": false } }), false),
+            ("a load balancer", json!({ "service": { "type": "LoadBalancer" } }), false),
+            (
+                "annotations of the account",
+                json!({ "serviceAccounts": { "annotations": { "a": "b" } } }),
+                false,
+            ),
+        ]
+    };
+    let scaled = [
+        ("another pod", json!({ "replicas": 3 }), false),
+        ("autoscaling", json!({ "autoscaling": { "by": "hpa" } }), false),
+        ("no budget", json!({ "podDisruptionBudgets": { "enabled": false } }), false),
+    ];
+    let credential =
+        |name: &str| ("a credential", json!({ "secrets": { name: { "value": "value-of-another" } } }), true);
+    let of = |chart: &str| match chart {
+        "ldap" => [changes(json!({ "limits": { "connections": 7 } })), scaled.to_vec()].concat(),
+        "livekit-jwt" => {
+            [changes(json!({ "token_seconds": 600 })), scaled.to_vec(), vec![credential("livekit")]].concat()
+        }
+        "matrix-alertmanager-receiver" => {
+            [changes(json!({ "delivery": { "doubles-within": 30 } })), vec![credential("token")]].concat()
+        }
+        _ => [changes(json!({ "notice": true })), vec![credential("token")]].concat(),
+    };
+    let charts: Vec<&str> =
+        charts::companion_charts().map(|chart| chart.name).filter(|name| *name != "compress-state").collect();
+    let mut jobs = Vec::new();
+    for chart in charts.iter().copied() {
+        let job = |name: &str, values: Value| Job {
+            name: format!("{chart}: {name}"),
+            chart,
+            file: "minimal",
+            values,
+            check: false,
+        };
+        jobs.push(job("before", json!({})));
+        jobs.extend(of(chart).into_iter().map(|(name, values, _)| job(name, values)));
+    }
+    let answers = render(&jobs);
+    let pods = |name: &str| {
+        let case = answers[name].as_ref().unwrap_or_else(|error| panic!("{name}: {error}"));
+        case.workloads().map(template).cloned().collect::<Vec<_>>()
+    };
+    for chart in charts {
+        for (name, _, restarts) in of(chart) {
+            let changed = pods(&format!("{chart}: {name}")) != pods(&format!("{chart}: before"));
+            assert_eq!(changed, restarts, "{chart}: {name}");
         }
     }
 }
