@@ -237,8 +237,8 @@ fn companions_restart_for_their_own_settings_alone() {
     };
     for chart in charts {
         for (name, _, restarts) in of(chart) {
-            let changed = pods(&format!("{chart}: {name}")) != pods(&format!("{chart}: before"));
-            assert_eq!(changed, restarts, "{chart}: {name}");
+            let restarted = pods(&format!("{chart}: {name}")) != pods(&format!("{chart}: before"));
+            assert_eq!(restarted, restarts, "{chart}: {name}");
         }
     }
 }
