@@ -410,15 +410,6 @@ impl CompanionChart {
         );
         document(&comment, &self.schema(), &values, "settings")
     }
-
-    /// The reference of its values in Markdown, without those of the service itself.
-    pub fn reference(&self) -> String {
-        let mut schema = self.schema();
-        if let Some(properties) = schema["properties"].as_object_mut() {
-            properties.shift_remove("settings");
-        }
-        config::fields_markdown(&schema)
-    }
 }
 
 /// Removes a field from a schema, and from what it asks for. A type within may be one of the root's definitions.

@@ -568,9 +568,12 @@ impl Work<'_> {
         while at < stored.len() {
             let rows = tx.query_portal(&portal, FETCH).await.map_err(failed("read rows"))?;
             ended |= rows.len() < usize::try_from(FETCH).unwrap_or(0);
-            for row in &rows {
-                let number = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
-                if number < at || number >= stored.len() {
+            // Behind the last row all groups come to an end.
+            for row in rows.iter().map(Some).chain(ended.then_some(None)) {
+                let number = row.map_or(stored.len(), |row| {
+                    usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX)
+                });
+                if number < at || (row.is_some() && number >= stored.len()) {
                     return Err(Error::Order);
                 }
                 // Groups without rows come to an end here as well.
@@ -589,35 +592,14 @@ impl Work<'_> {
                     )
                     .await?;
                     at += 1;
-                    if size >= batch || piece.rows_before >= ROWS_READ {
+                    if size >= batch || (row.is_some() && piece.rows_before >= ROWS_READ) {
                         return Ok((piece, changes));
                     }
                 }
+                let Some(row) = row else { continue };
                 let (kind, key, event): (&str, &str, &str) = (row.get(1), row.get(2), row.get(3));
                 bytes += row_bytes(self.room_id, kind, key, event);
                 pairs.push(self.strings.pair(kind, key, event));
-            }
-            if ended {
-                while at < stored.len() {
-                    let took = (std::mem::take(&mut pairs), std::mem::take(&mut bytes));
-                    self.group(
-                        tx,
-                        statements,
-                        tree,
-                        &stored[at],
-                        took,
-                        newest,
-                        &mut piece,
-                        &mut changes,
-                        &mut size,
-                    )
-                    .await?;
-                    at += 1;
-                    if size >= batch {
-                        break;
-                    }
-                }
-                break;
             }
         }
         Ok((piece, changes))

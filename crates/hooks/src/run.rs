@@ -9,7 +9,7 @@ use service::{BindError, Http, Signals, bind};
 
 use crate::serve::Observation;
 use crate::webhook::ConfigError;
-use crate::{Courier, Matrix, Queue, Requests, StartError};
+use crate::{Courier, Matrix, Queue, Requests, StartError, Store};
 
 /// Why a service cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -31,34 +31,56 @@ pub enum RunError {
     Start(#[from] StartError),
 }
 
-/// Where a service listens.
-pub(crate) struct Addresses<'a> {
+/// What the configurations of the services have in common.
+pub(crate) struct Common<'a> {
     pub(crate) listen: &'a str,
     pub(crate) metrics: Option<&'a str>,
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) queue: Option<&'a Queue>,
 }
 
-/// Serves until a signal ends it. `prefix` is that of the service's own metrics.
-pub(crate) async fn run(
-    prefix: &'static str,
-    addresses: Addresses<'_>,
-    app: Router,
-    courier: Courier,
+/// What one service is called, and what its configuration has of the common part.
+pub(crate) struct Kind<C> {
+    /// To the store, which keeps services apart.
+    pub(crate) name: &'static str,
+    /// What the names of its own metrics begin with.
+    pub(crate) prefix: &'static str,
+    pub(crate) common: fn(&C) -> Common<'_>,
+}
+
+/// Serves until a signal ends it. `make` makes the handlers from the store, and the way to give them other settings; `reload` reads the
+/// configuration again.
+pub(crate) async fn run<C, S, T: FnMut(S)>(
+    kind: Kind<C>,
+    config: &C,
     signals: Signals,
-    reload: impl FnMut() -> Result<(), String>,
+    make: impl FnOnce(Store) -> (Router, T),
+    mut reload: impl FnMut() -> Result<(C, S), String>,
 ) -> Result<(), RunError> {
+    let Common { listen, metrics, matrix, queue } = (kind.common)(config);
+    let usual = || Queue::usual(kind.name, |name| std::env::var(name).ok());
+    let courier = Courier::start(kind.name, matrix, &queue.cloned().unwrap_or_else(usual))?;
+    let (app, mut take) = make(courier.store().clone());
     let parse = |field: &'static str, text: &str| {
         text.parse::<ListenAddress>().map_err(|error| RunError::Address { field, error })
     };
-    let listener = bind("listen", &parse("listen", addresses.listen)?).await?;
-    let metrics = match addresses.metrics {
+    let listener = bind("listen", &parse("listen", listen)?).await?;
+    let metrics = match metrics {
         Some(address) => Some(bind("metrics", &parse("metrics", address)?).await?),
         None => None,
     };
     let (mut registry, requests) = (Registry::default(), Requests::default());
     courier.register(&mut registry);
-    requests.register(registry.sub_registry_with_prefix(prefix));
+    requests.register(registry.sub_registry_with_prefix(kind.prefix));
     let http = Http { listener, app: requests.count(app), metrics };
-    service::run(http, Arc::new(Observation::new(courier, registry)), signals, reload).await;
+    let observed = Arc::new(Observation::new(courier.clone(), registry));
+    let reload = || {
+        let (config, settings) = reload()?;
+        courier.reload((kind.common)(&config).matrix).map_err(|error| error.to_string())?;
+        take(settings);
+        Ok(())
+    };
+    service::run(http, observed, signals, reload).await;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use service::documents::{Documents, Table};
 use service::{Http, Signals, bind};
 
+use super::block_on;
 use crate::args::{Serve, StackArguments};
 use crate::place::load;
 
@@ -29,9 +30,9 @@ pub(crate) fn serve(service: &Serve, stack: &StackArguments) -> anyhow::Result<(
 fn livekit_jwt(file: Option<&Path>) -> anyhow::Result<()> {
     let setup = match file {
         Some(file) => livekit_jwt::Setup::new(read(file)?)?,
-        None => livekit_jwt::Setup::from_environment(|name| std::env::var(name).ok())?,
+        None => livekit_jwt::Setup::from_environment(environment)?,
     };
-    Ok(runtime()?.block_on(livekit_jwt::run(setup))?)
+    block_on(async { Ok(livekit_jwt::run(setup).await?) })
 }
 
 /// The documents of a stack, read again by SIGHUP.
@@ -45,7 +46,7 @@ fn well_known(file: Option<&Path>) -> anyhow::Result<()> {
         documents.replace(table(&stack));
         Ok(())
     };
-    runtime()?.block_on(async {
+    block_on(async {
         let signals = Signals::new().context("cannot take signals")?;
         let listener = bind("well_known.listen", &listen).await?;
         let http = Http { listener, app: documents.app(), metrics: None };
@@ -62,7 +63,7 @@ fn ldap(file: Option<&Path>) -> anyhow::Result<()> {
         Ok(settings)
     };
     let settings = read()?;
-    runtime()?.block_on(async {
+    block_on(async {
         let reload = || read().map_err(|error| format!("{error:#}"));
         Ok(ldap_proxy::run(settings, Signals::new()?, reload).await?)
     })
@@ -70,10 +71,10 @@ fn ldap(file: Option<&Path>) -> anyhow::Result<()> {
 
 fn alertmanager(file: &Path, check: bool) -> anyhow::Result<()> {
     if check {
-        hooks::alertmanager::Config::read(file, |name| std::env::var(name).ok())?;
+        hooks::alertmanager::Config::read(file, environment)?;
         return Ok(());
     }
-    Ok(runtime()?.block_on(hooks::serve::alertmanager(file))?)
+    block_on(async { Ok(hooks::serve::alertmanager(file).await?) })
 }
 
 fn needed(file: Option<&Path>) -> anyhow::Result<&Path> {
@@ -82,34 +83,34 @@ fn needed(file: Option<&Path>) -> anyhow::Result<&Path> {
 
 fn sentry_webhook(file: Option<&Path>) -> anyhow::Result<()> {
     use hooks::sentry::{self, Config};
-    let read = || -> anyhow::Result<_> {
-        let Some(file) = file else { return Ok(Config::from_env(environment)?) };
-        let config: Config = self::read(file)?;
-        let settings = config.settings().with_context(|| file.display().to_string())?;
-        Ok((config, settings))
-    };
+    let read = || hooked(file, || Config::from_env(environment), Config::settings);
     let (config, settings) = read()?;
-    runtime()?.block_on(async {
-        let reload = || read().map_err(|error| format!("{error:#}"));
-        sentry::run(config, settings, Signals::new()?, reload).await?;
-        Ok(())
-    })
+    let reload = || read().map_err(|error| format!("{error:#}"));
+    block_on(async { Ok(sentry::run(config, settings, Signals::new()?, reload).await?) })
 }
 
 fn webhook(file: Option<&Path>) -> anyhow::Result<()> {
     use hooks::webhook::{self, Config};
-    let read = || -> anyhow::Result<_> {
-        let Some(file) = file else { return Ok(Config::from_env(environment)?) };
-        let config: Config = self::read(file)?;
-        let settings = config.settings().with_context(|| file.display().to_string())?;
-        Ok((config, settings))
-    };
+    let read = || hooked(file, || Config::from_env(environment), Config::settings);
     let (config, settings) = read()?;
-    runtime()?.block_on(async {
-        let reload = || read().map_err(|error| format!("{error:#}"));
-        webhook::run(config, settings, Signals::new()?, reload).await?;
-        Ok(())
-    })
+    let reload = || read().map_err(|error| format!("{error:#}"));
+    block_on(async { Ok(webhook::run(config, settings, Signals::new()?, reload).await?) })
+}
+
+/// The configuration of a service of webhooks and what it is made of: from its file, else from the environment.
+fn hooked<C, S, E>(
+    file: Option<&Path>,
+    from_env: impl FnOnce() -> Result<(C, S), E>,
+    settings: impl FnOnce(&C) -> Result<S, E>,
+) -> anyhow::Result<(C, S)>
+where
+    C: DeserializeOwned + JsonSchema,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let Some(file) = file else { return Ok(from_env()?) };
+    let config: C = read(file)?;
+    let settings = settings(&config).with_context(|| file.display().to_string())?;
+    Ok((config, settings))
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -136,8 +137,4 @@ fn read<T: DeserializeOwned + JsonSchema>(file: &Path) -> anyhow::Result<T> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{name}`"))?;
     Ok(config::document(&name, &text)?)
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::About;
 use crate::auth::Key;
+use crate::run::Common;
 use crate::webhook::{ConfigError, is_room};
 use crate::{Matrix, Queue, run};
 
@@ -78,6 +79,12 @@ fn listen() -> String {
 }
 
 impl Config {
+    /// What every service has.
+    pub(super) fn common(&self) -> Common<'_> {
+        let Self { listen, metrics, matrix, queue, .. } = self;
+        Common { listen, metrics: metrics.as_deref(), matrix, queue: queue.as_ref() }
+    }
+
     /// What the environment variables of matrix-sentry-webhooks mean: `APP_PORT`, `SENTRY_CLIENT_SECRET`, `SENTRY_INCLUDE_TAGS`,
     /// `MATRIX_ROOMS`, `MATRIX_HOMESERVER_URL`, `MATRIX_TOKEN` and `MATRIX_USER`; and `STORE`, for the file of the messages that wait.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {

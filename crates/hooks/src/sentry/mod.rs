@@ -17,8 +17,8 @@ use service::Signals;
 
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox};
-use crate::run::{self, Addresses};
-use crate::{Courier, MAX_BODY, Queue, RunError};
+use crate::run::{self, Kind};
+use crate::{MAX_BODY, RunError};
 
 pub use config::{Config, Route, Settings};
 
@@ -55,25 +55,14 @@ pub async fn run(
     config: Config,
     settings: Settings,
     signals: Signals,
-    mut reload: impl FnMut() -> Result<(Config, Settings), String>,
+    reload: impl FnMut() -> Result<(Config, Settings), String>,
 ) -> Result<(), RunError> {
-    let queue = config
-        .queue
-        .clone()
-        .unwrap_or_else(|| Queue::usual("sentry-webhook", |name| std::env::var(name).ok()));
-    let courier = Courier::start("sentry-webhook", &config.matrix, &queue)?;
-    let service = Sentry::new(settings, courier.store().clone());
-    let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
-    let reload = {
-        let (service, courier) = (service.clone(), courier.clone());
-        move || {
-            let (config, settings) = reload()?;
-            courier.reload(&config.matrix).map_err(|error| error.to_string())?;
-            service.reload(settings);
-            Ok(())
-        }
+    let make = |store| {
+        let service = Sentry::new(settings, store);
+        (service.router(), move |settings| service.reload(settings))
     };
-    run::run("matrix_stack_sentry_webhook", addresses, service.router(), courier, signals, reload).await
+    let kind = Kind { name: "sentry-webhook", prefix: "matrix_stack_sentry_webhook", common: Config::common };
+    run::run(kind, &config, signals, make, reload).await
 }
 
 async fn receive<O: Outbox>(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::Key;
 use crate::formats::Format;
+use crate::run::Common;
 use crate::slack::Names;
 use crate::{Matrix, Queue, run};
 
@@ -122,6 +123,12 @@ fn listen() -> String {
 }
 
 impl Config {
+    /// What every service has.
+    pub(super) fn common(&self) -> Common<'_> {
+        let Self { listen, metrics, matrix, queue, .. } = self;
+        Common { listen, metrics: metrics.as_deref(), matrix, queue: queue.as_ref() }
+    }
+
     /// What matrix-webhook's environment variables mean: `HOST`, `PORT`, `MATRIX_URL`, `MATRIX_ID`, `MATRIX_TOKEN`, `PROXY` and the one
     /// `API_KEY`; and `STORE`, for the file of the messages that wait.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Result<(Self, Settings), ConfigError> {

@@ -21,8 +21,8 @@ use crate::formats::{self, Events, Format, Formatted};
 use crate::json::Look as _;
 use crate::message::Message;
 use crate::outbox::{Delivery, Outbox, Refused};
-use crate::run::{self, Addresses};
-use crate::{Courier, MAX_BODY, Queue, RunError, slack};
+use crate::run::{self, Kind};
+use crate::{MAX_BODY, RunError, slack};
 use body::Body;
 
 pub(crate) use config::is_room;
@@ -81,23 +81,14 @@ pub async fn run(
     config: Config,
     settings: Settings,
     signals: Signals,
-    mut reload: impl FnMut() -> Result<(Config, Settings), String>,
+    reload: impl FnMut() -> Result<(Config, Settings), String>,
 ) -> Result<(), RunError> {
-    let queue =
-        config.queue.clone().unwrap_or_else(|| Queue::usual("webhook", |name| std::env::var(name).ok()));
-    let courier = Courier::start("webhook", &config.matrix, &queue)?;
-    let service = Webhook::new(settings, courier.store().clone());
-    let addresses = Addresses { listen: &config.listen, metrics: config.metrics.as_deref() };
-    let reload = {
-        let (service, courier) = (service.clone(), courier.clone());
-        move || {
-            let (config, settings) = reload()?;
-            courier.reload(&config.matrix).map_err(|error| error.to_string())?;
-            service.reload(settings);
-            Ok(())
-        }
+    let make = |store| {
+        let service = Webhook::new(settings, store);
+        (service.router(), move |settings| service.reload(settings))
     };
-    run::run("matrix_stack_webhook", addresses, service.router(), courier, signals, reload).await
+    let kind = Kind { name: "webhook", prefix: "matrix_stack_webhook", common: Config::common };
+    run::run(kind, &config, signals, make, reload).await
 }
 
 /// What a request says beside its body.
